@@ -1,0 +1,116 @@
+#!/usr/bin/python
+# Copyright: the plimsoll contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: app_release
+short_description: Installs a release of the application beside the one that runs, and switches to it
+version_added: "0.1.0"
+author: the plimsoll contributors
+description:
+  - Unpacks an archive of M(app_archive) on a host, makes its venv with no package index, imports the application as the
+    user of the workers, and only then points C(current) at it, by one rename.
+  - A release that fails leaves the one that runs as it was. The next run starts it over.
+options:
+  home:
+    description: Directory of the releases.
+    type: path
+    required: true
+  digest:
+    description: Name of the release.
+    type: str
+    required: true
+  archive:
+    description: The archive on this host.
+    type: path
+    required: true
+  app:
+    description: The application as for C(celery --app).
+    type: str
+    required: true
+  user:
+    description: User of the workers.
+    type: str
+    required: true
+  environment:
+    description: Environment of the workers, for the import. It may hold secrets.
+    type: dict
+    default: {}
+  python:
+    description: Interpreter for the venv.
+    type: path
+    default: /usr/bin/python3
+  keep:
+    description: Older releases to keep, for going back.
+    type: int
+    default: 2
+attributes:
+  check_mode:
+    support: full
+    description: Says whether it would install or switch.
+  diff_mode:
+    support: full
+    description: Shows the release before and after.
+"""
+
+EXAMPLES = r"""
+- name: Install the release
+  app_release:
+    home: /opt/celery
+    digest: 0f0a6a31b8c2d4e5
+    archive: /opt/celery/0f0a6a31b8c2d4e5.tar.gz
+    app: shop
+    user: celery
+"""
+
+RETURN = r"""
+previous:
+  description: The release that was current before, or null.
+  type: str
+  returned: always
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.plimsoll.release import ReleaseError, activate, current, install, installed
+
+SPEC = {
+    "home": {"type": "path", "required": True},
+    "digest": {"type": "str", "required": True},
+    "archive": {"type": "path", "required": True},
+    "app": {"type": "str", "required": True},
+    "user": {"type": "str", "required": True},
+    "environment": {"type": "dict", "default": {}, "no_log": True},
+    "python": {"type": "path", "default": "/usr/bin/python3"},
+    "keep": {"type": "int", "default": 2},
+}
+
+
+def main():
+    module = AnsibleModule(SPEC, supports_check_mode=True)
+    given = module.params
+    home, digest = Path(given["home"]), given["digest"]
+    before = current(home)
+    present = installed(home, digest)
+    try:
+        if not module.check_mode:
+            if not present:
+                environment = {name: str(value) for name, value in given["environment"].items()}
+                install(home, digest, Path(given["archive"]), given["python"], given["app"], given["user"], environment)
+            if before != digest or not present:
+                activate(home, digest, given["keep"])
+    except (ReleaseError, OSError) as error:
+        module.fail_json(msg=f"release {digest}: {error}", previous=before)
+    module.exit_json(
+        changed=before != digest or not present,
+        previous=before,
+        diff={"before": f"{home}/current -> {before}\n", "after": f"{home}/current -> {digest}\n"},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+#!/usr/bin/python
+# Copyright: the plimsoll contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_files
+short_description: Writes a list of files and directories in one run
+version_added: "0.1.0"
+author: the plimsoll contributors
+description:
+  - Against a fleet each Ansible task costs seconds, so a role renders its files on the controller
+    (P(ansible.builtin.template#lookup)) and hands all of them over at once.
+  - Each file appears whole or not at all. Units are checked by C(systemd-analyze verify) before the first one lands.
+options:
+  files:
+    description: What to write, in this order.
+    type: list
+    elements: dict
+    default: []
+    suboptions: &suboptions
+      path:
+        description: Absolute path.
+        type: path
+        required: true
+      state:
+        description: What the path is to be.
+        type: str
+        choices: [file, directory, absent]
+        default: file
+      content:
+        description: The text of a file.
+        type: str
+        default: ""
+      mode:
+        description: Permissions, octal, as a string. By default 0644 for files and 0755 for directories.
+        type: str
+      owner:
+        description: Name of the owner.
+        type: str
+        default: root
+      group:
+        description: Name of the group.
+        type: str
+        default: root
+  secret_files:
+    description: As O(files), for contents that no log and no diff may show.
+    type: list
+    elements: dict
+    default: []
+    suboptions: *suboptions
+  verify_units:
+    description:
+      - Run C(systemd-analyze verify) on the units among O(files), and refuse them on any word that it says. An unknown
+        key makes systemd only warn.
+    type: bool
+    default: true
+attributes:
+  check_mode:
+    support: full
+    description: Reports what it would write. Units are not verified, as the programs they name may not be there yet.
+  diff_mode:
+    support: full
+    description: Shows each file before and after, but for the contents of O(secret_files).
+"""
+
+EXAMPLES = r"""
+- name: Install the unit and its configuration
+  host_files:
+    files:
+      - path: /etc/systemd/system/celery.slice
+        content: "{{ lookup('ansible.builtin.template', celery_worker_slice_template) }}"
+    secret_files:
+      - path: /etc/celery/environment
+        mode: "0600"
+        content: "CELERY_BROKER_URL={{ celery_worker_broker_url }}\n"
+"""
+
+RETURN = r"""
+paths:
+  description: The paths that changed, or would in check mode.
+  type: list
+  elements: str
+  returned: always
+"""
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.plimsoll.hostfiles import Entry, fragment, plan, read, unit_of, write
+
+ENTRY = {
+    "path": {"type": "path", "required": True},
+    "state": {"type": "str", "choices": ["file", "directory", "absent"], "default": "file"},
+    "content": {"type": "str", "default": ""},
+    "mode": {"type": "str"},
+    "owner": {"type": "str", "default": "root"},
+    "group": {"type": "str", "default": "root"},
+}
+SECRET_ENTRY = {**ENTRY, "content": {"type": "str", "default": "", "no_log": True}}
+SPEC = {
+    "files": {"type": "list", "elements": "dict", "default": [], "options": ENTRY},
+    "secret_files": {"type": "list", "elements": "dict", "default": [], "options": SECRET_ENTRY, "no_log": False},
+    "verify_units": {"type": "bool", "default": True},
+}
+
+
+def entry(item, secret):
+    if item["state"] == "absent":
+        return Entry(item["path"], "absent")
+    mode = item["mode"] or ("0755" if item["state"] == "directory" else "0644")
+    content = item["content"] if item["state"] == "file" else ""
+    return Entry(item["path"], item["state"], content, int(mode, 8), item["owner"], item["group"], secret)
+
+
+def complaints(entries):
+    """What systemd-analyze says of the units as they are to be, laid over those that the host has."""
+    units = {name: item for item in entries if item.state == "file" and (name := unit_of(item.path))}
+    if not units:
+        return ""
+    with tempfile.TemporaryDirectory() as scratch:
+        for item in entries:
+            if item.state == "file" and unit_of(item.path):
+                below = item.path.split("/systemd/system/", 1)[1]
+                target = Path(scratch, below)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(item.content)
+        # A drop-in may land before the unit that it is for; it is verified with that unit then.
+        folders = (scratch, "/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+        known = [name for name in sorted(units) if any(Path(at, fragment(name)).exists() for at in folders)]
+        if not known:
+            return ""
+        # The trailing colon appends systemd's own unit path.
+        ran = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", *known],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "SYSTEMD_UNIT_PATH": f"{scratch}:", "SYSTEMD_LOG_LEVEL": "warning"},
+        )
+        # A unit of the host's own that systemd complains of is not ours to refuse.
+        ours = [line for line in ran.stderr.splitlines() if scratch in line or any(name in line for name in known)]
+        return "\n".join(line.replace(scratch, "") for line in ours)
+
+
+def main():
+    module = AnsibleModule(SPEC, supports_check_mode=True)
+    try:
+        desired = [entry(item, False) for item in module.params["files"]]
+        desired += [entry(item, True) for item in module.params["secret_files"]]
+        changes = plan(desired, [read(item.path) for item in desired])
+        if changes and not module.check_mode:
+            touched = [change.after for change in changes if unit_of(change.after.path)]
+            if module.params["verify_units"] and touched and (said := complaints(desired)):
+                module.fail_json(msg=f"systemd-analyze verify refuses these units, nothing was written:\n{said}")
+            for change in changes:
+                write(change.after)
+    except (OSError, ValueError) as error:
+        module.fail_json(msg=f"host_files: {error}")
+    module.exit_json(
+        changed=bool(changes),
+        paths=[change.after.path for change in changes],
+        diff=[change.diff() for change in changes],
+    )
+
+
+if __name__ == "__main__":
+    main()

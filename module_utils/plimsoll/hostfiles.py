@@ -1,0 +1,152 @@
+"""What it takes to bring a list of files on a host to their declared state: pure, apart from read() and write()."""
+
+from __future__ import annotations
+
+import dataclasses
+import grp
+import os
+import pwd
+import stat
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+HIDDEN = "(content hidden: secret)\n"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One path as it is wanted or as it is. state is file, directory, absent or other (neither; only as found)."""
+
+    path: str
+    state: str
+    content: str = ""
+    mode: int = 0o644
+    owner: str = "root"
+    group: str = "root"
+    secret: bool = False
+
+
+@dataclass(frozen=True)
+class Change:
+    """One path that differs: before is what was found."""
+
+    before: Entry
+    after: Entry
+
+    def diff(self) -> dict[str, str]:
+        """In the shape of Ansible's diff mode."""
+        return {
+            "before_header": self.after.path,
+            "after_header": self.after.path,
+            "before": _describe(self.before, hide=self.after.secret),
+            "after": _describe(self.after, hide=self.after.secret, changed=self.before.content != self.after.content),
+        }
+
+
+def _describe(entry: Entry, hide: bool, changed: bool = False) -> str:
+    if entry.state == "absent":
+        return ""
+    head = f"# {entry.state} {entry.owner}:{entry.group} {entry.mode:04o}\n"
+    if entry.state != "file":
+        return head
+    if hide:
+        return head + (HIDDEN.replace("hidden", "changed, hidden") if changed else HIDDEN)
+    return head + entry.content
+
+
+def plan(desired: Sequence[Entry], current: Sequence[Entry]) -> list[Change]:
+    """Changes that bring current to desired (same paths, same order), in the order declared.
+
+    Raises ValueError where a path holds something that no change of content can mend, such as a directory where a file
+    is wanted: removing that is not ours to decide.
+    """
+    changes = []
+    for want, have in zip(desired, current):
+        if have.state not in ("absent", want.state) and want.state != "absent":
+            raise ValueError(f"{want.path} is a {have.state} and not a {want.state}; move it away first")
+        if want.state == "absent":
+            same = have.state == "absent"
+        else:
+            same = dataclasses.replace(have, secret=want.secret) == want
+        if not same:
+            changes.append(Change(before=have, after=want))
+    return changes
+
+
+def read(path: str) -> Entry:
+    """The entry as it is on this host; a link is followed, as a service that reads the file would. Raises OSError."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return Entry(path, "absent")
+    state = "file" if stat.S_ISREG(found.st_mode) else "directory" if stat.S_ISDIR(found.st_mode) else "other"
+    content = Path(path).read_bytes().decode(errors="surrogateescape") if state == "file" else ""
+    return Entry(path, state, content, stat.S_IMODE(found.st_mode), _user(found.st_uid), _group(found.st_gid))
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _ids(entry: Entry) -> tuple[int, int]:
+    try:
+        return pwd.getpwnam(entry.owner).pw_uid, grp.getgrnam(entry.group).gr_gid
+    except KeyError as error:
+        raise ValueError(f"{entry.path}: no such owner or group on this host: {error.args[0]}") from None
+
+
+def write(entry: Entry) -> None:
+    """Make one entry so. A file appears whole or not at all. Raises OSError, and ValueError for an unknown owner."""
+    path = Path(entry.path)
+    if entry.state == "absent":
+        path.unlink()
+        return
+    uid, gid = _ids(entry)
+    if entry.state == "directory":
+        path.mkdir(parents=True, exist_ok=True)
+        os.chown(path, uid, gid)
+        path.chmod(entry.mode)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(entry.content.encode(errors="surrogateescape"))
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchown(file.fileno(), uid, gid)
+            os.fchmod(file.fileno(), entry.mode)
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+
+
+def unit_of(path: str) -> Optional[str]:
+    """The unit that a path under a systemd unit directory belongs to; None for other paths.
+
+    A template is named with an instance, since systemd-analyze verifies only what could run.
+    """
+    _, found, below = path.partition("/systemd/system/")
+    if not found:
+        return None
+    unit = below.split("/")[0]
+    return (unit[: -len(".d")] if unit.endswith(".d") else unit).replace("@.", "@verify.")
+
+
+def fragment(unit: str) -> str:
+    """Name of the file that defines a unit named by unit_of(): an instance is defined by its template."""
+    return unit.replace("@verify.", "@.")

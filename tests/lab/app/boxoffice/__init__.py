@@ -1,0 +1,5 @@
+"""The demo application: a box office on the night that tickets go on sale. One of its tasks leaks; the others do not."""
+
+from boxoffice.tasks import app
+
+__all__ = ["app"]
