@@ -106,7 +106,9 @@ def main():
             if not archive.exists():
                 changed = True
                 if not module.check_mode:
-                    build(source, requirements, python_version, machine, archive, sys.executable, metadata.version("uv"))
+                    build(
+                        source, requirements, python_version, machine, archive, sys.executable, metadata.version("uv")
+                    )
     except metadata.PackageNotFoundError:
         module.fail_json(msg=f"{sys.executable} has no uv; run Ansible from the venv that scripts/setup makes")
     except (ReleaseError, OSError) as error:

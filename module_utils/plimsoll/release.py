@@ -81,9 +81,10 @@ def pack(path: Path, entries: Sequence[tuple[str, Path]]) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as scratch:
         try:
             # Wheels are compressed already: more effort would buy nothing.
-            with gzip.GzipFile(fileobj=scratch, mode="wb", compresslevel=1, mtime=0) as zipped, tarfile.open(
-                fileobj=zipped, mode="w", format=tarfile.GNU_FORMAT
-            ) as archive:
+            with (
+                gzip.GzipFile(fileobj=scratch, mode="wb", compresslevel=1, mtime=0) as zipped,
+                tarfile.open(fileobj=zipped, mode="w", format=tarfile.GNU_FORMAT) as archive,
+            ):
                 for name, file in entries:
                     content = file.read_bytes()
                     member = tarfile.TarInfo(name)
@@ -115,7 +116,17 @@ def build(
         _run(
             "resolving the application's requirements",
             [
-                *(python, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-emit-index-url"),
+                *(
+                    python,
+                    "-m",
+                    "uv",
+                    "pip",
+                    "compile",
+                    "--quiet",
+                    "--no-header",
+                    "--no-annotate",
+                    "--no-emit-index-url",
+                ),
                 *("--python-version", python_version, "--python-platform", f"{machine}-manylinux_2_34"),
                 *("--output-file", str(lock), str(wanted)),
             ],
@@ -152,7 +163,9 @@ def current(home: Path) -> Optional[str]:
     return Path(os.readlink(link)).name if link.is_symlink() else None
 
 
-def install(home: Path, name: str, archive: Path, python: str, app: str, user: str, environment: dict[str, str]) -> None:
+def install(
+    home: Path, name: str, archive: Path, python: str, app: str, user: str, environment: dict[str, str]
+) -> None:
     """Unpack, make the venv, import the application as its user; the release is complete then, and not yet current.
 
     Raises ReleaseError, after which the next call starts over.
@@ -194,7 +207,7 @@ def install(home: Path, name: str, archive: Path, python: str, app: str, user: s
 
 def run_in_release(
     release: Path, user: str, environment: dict[str, str], code: str, *args: str
-) -> "subprocess.CompletedProcess[str]":
+) -> subprocess.CompletedProcess[str]:
     """Run Python code in the release as its workers run: same directory, venv, user and environment."""
     return subprocess.run(
         ["runuser", "--user", user, "--", str(release / "venv" / "bin" / "python"), "-c", code, *args],
@@ -211,10 +224,14 @@ def check_import(release: Path, app: str, user: str, environment: dict[str, str]
     if ran.returncode:
         lines = [line for line in ran.stderr.splitlines() if line.strip()] or ["no output"]
         where = next((line.strip() for line in reversed(lines) if line.lstrip().startswith("File ")), "")
-        raise ReleaseError(f"celery_worker_app '{app}' does not import: {lines[-1]} {f'({where})' if where else ''}".rstrip())
+        raise ReleaseError(
+            f"celery_worker_app '{app}' does not import: {lines[-1]} {f'({where})' if where else ''}".rstrip()
+        )
 
 
-def ping(release: Path, app: str, user: str, environment: dict[str, str], names: Sequence[str], timeout: int) -> list[str]:
+def ping(
+    release: Path, app: str, user: str, environment: dict[str, str], names: Sequence[str], timeout: int
+) -> list[str]:
     """Wait until the named workers of this host answer Celery's ping; those that did not within timeout seconds.
 
     Raises ReleaseError when the application cannot reach its broker or does not import.

@@ -51,9 +51,9 @@ def _server_pid() -> int | None:
 
 def _call(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     data = json.dumps(body).encode() if body is not None else None
-    request = urllib.request.Request(URL + path, data, {"Content-Type": "application/json"}, method=method)  # noqa: S310 - http to loopback
+    request = urllib.request.Request(URL + path, data, {"Content-Type": "application/json"}, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - as above
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         raise LabError(f"{method} {path}: {error.code} {error.read().decode(errors='replace')}") from None
@@ -63,7 +63,9 @@ def _call(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
 
 def up() -> None:
     """Build what is not built, start the API server, return when it answers. Run again, it finds what runs."""
-    missing = [name for name in ("qemu-system-x86_64", "qemu-img", "mkfs.ext4", "ssh-keygen") if shutil.which(name) is None]
+    missing = [
+        name for name in ("qemu-system-x86_64", "qemu-img", "mkfs.ext4", "ssh-keygen") if shutil.which(name) is None
+    ]
     if missing:
         raise LabError(f"{', '.join(missing)} not found; scripts/setup lab installs what the lab needs")
     if os.geteuid() != 0:
@@ -76,7 +78,9 @@ def up() -> None:
         TOKEN.touch(mode=0o600)
         TOKEN.write_text(secrets.token_hex(32))
     if not KEY.exists():
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "plimsoll-lab", "-f", str(KEY)], check=True)
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "plimsoll-lab", "-f", str(KEY)], check=True
+        )
     driver = _driver()
     if _server_pid() is None:
         with LOG.open("ab") as log:
@@ -152,7 +156,12 @@ def ssh(name: str, command: list[str]) -> None:
     if not found:
         raise LabError(f"no instance is labelled {name}; scripts/lab status lists them")
     known_hosts = ROOT / ".plimsoll" / "known_hosts"
-    options = [f"HostKeyAlias={name}", f"UserKnownHostsFile={known_hosts}", "StrictHostKeyChecking=yes", "LogLevel=ERROR"]
+    options = [
+        f"HostKeyAlias={name}",
+        f"UserKnownHostsFile={known_hosts}",
+        "StrictHostKeyChecking=yes",
+        "LogLevel=ERROR",
+    ]
     flat = [word for option in options for word in ("-o", option)]
     os.execvp("ssh", ["ssh", "-i", str(KEY), *flat, f"root@{found[0]['ipv4'][0]}", *command])
 

@@ -48,7 +48,19 @@ def accelerator(image: Image, cache: Path) -> str:
 
 
 def _kernel_starts(image: Image, accelerator: str) -> bool:
-    command = ["qemu-system-x86_64", "-accel", accelerator, "-cpu", "max", "-m", "256", "-display", "none", "-net", "none"]
+    command = [
+        "qemu-system-x86_64",
+        "-accel",
+        accelerator,
+        "-cpu",
+        "max",
+        "-m",
+        "256",
+        "-display",
+        "none",
+        "-net",
+        "none",
+    ]
     command += ["-no-reboot", "-serial", "stdio", "-kernel", str(image.kernel), "-append", "console=ttyS0 panic=-1"]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -80,7 +92,18 @@ class QemuDriver:
         # virtio-blk wants whole sectors; tar pads its own end, and zeros after it are its end mark.
         (home / "seed.tar").write_bytes(files + b"\0" * (-len(files) % 512))
         (home / "seed.tar").chmod(0o600)
-        _run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(self._image.disk), str(home / "disk.qcow2"))
+        _run(
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "raw",
+            "-b",
+            str(self._image.disk),
+            str(home / "disk.qcow2"),
+        )
         (home / "spec.json").write_text(json.dumps(dataclasses.asdict(dataclasses.replace(spec, user_data=""))))
 
     def boot(self, instance_id: int) -> None:
@@ -116,7 +139,9 @@ class QemuDriver:
             if self.state(instance_id) != "running":
                 raise DriverError(f"{spec['label']}: QEMU ended while booting; see {serial}")
             if time.monotonic() > deadline:
-                raise DriverError(f"{spec['label']}: nothing on the serial console in {BOOT_DEADLINE_S:.0f} s; see {serial}")
+                raise DriverError(
+                    f"{spec['label']}: nothing on the serial console in {BOOT_DEADLINE_S:.0f} s; see {serial}"
+                )
             time.sleep(0.2)
 
     def shutdown(self, instance_id: int) -> None:
