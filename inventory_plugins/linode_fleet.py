@@ -116,7 +116,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
 
     def _cached(self, path, fleet, cache):
         """The API's own objects, out of the cache or from the API."""
-        key = f"{self.get_cache_key(path)}-{self.get_option('api_url')}-{fleet}"
+        # It hashes what it is given: the same file may be read against another API.
+        key = self.get_cache_key(f"{path} {self.get_option('api_url')} {fleet}")
         enabled = self.get_option("cache")
         if enabled and cache:
             try:

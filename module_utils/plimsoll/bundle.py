@@ -22,7 +22,9 @@ from pathlib import Path
 
 # What may be in a bundle, by whole name. Dots are only inside a name, so no part of it can be `..`.
 # Within the 100 characters of a plain tar header: unpack() takes no extended ones.
-MEMBER = re.compile(r"meta\.json|(samples/[\w@:+-][\w.@:+-]{0,80}\.csv(\.gz)?|trace/[\w@:+-][\w.@:+-]{0,80}\.jsonl)", re.ASCII)
+MEMBER = re.compile(
+    r"meta\.json|(samples/[\w@:+-][\w.@:+-]{0,80}\.csv(\.gz)?|trace/[\w@:+-][\w.@:+-]{0,80}\.jsonl)", re.ASCII
+)
 MAX_MEMBERS = 20_000
 MAX_UNPACKED_BYTES = 4 << 30
 READ_AT_ONCE = 1 << 20
@@ -92,9 +94,10 @@ def pack(members: Sequence[tuple[str, Path]], meta: bytes, target: Path, max_byt
     scratch = Path(tempfile.mkstemp(dir=target.parent, prefix=".bundle.")[1])
     try:
         with scratch.open("wb") as raw:
-            with gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0) as zipped, tarfile.open(
-                fileobj=zipped, mode="w", format=tarfile.GNU_FORMAT
-            ) as archive:
+            with (
+                gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0) as zipped,
+                tarfile.open(fileobj=zipped, mode="w", format=tarfile.GNU_FORMAT) as archive,
+            ):
                 _add(archive, "meta.json", meta)
                 for name, file in members:
                     try:
@@ -172,7 +175,9 @@ def unpack(
     Whatever is wrong with the bundle, target stays as it was. Raises BundleError.
     """
     if expected_sha256 is not None and sha256(bundle) != expected_sha256:
-        raise BundleError("its checksum is not the one that the host gave: damaged on the way, or replaced; collect again")
+        raise BundleError(
+            "its checksum is not the one that the host gave: damaged on the way, or replaced; collect again"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:

@@ -253,11 +253,8 @@ def unknown(api: Api, wanted: Mapping[str, str]) -> list[str]:
         if identifier not in offered:
             near = get_close_matches(identifier, offered, n=3)
             hint = f"; near it: {', '.join(near)}" if near else ""
-            problems.append(
-                f"{kind}: {identifier!r} is not offered{hint}; list them with `{command}`, or GET {api.base}{path}"
-            )
+            where = f"`{command}` lists them, as does GET {api.base}{path}"
+            problems.append(f"{kind}: {identifier!r} is not offered{hint}; {where}")
         elif kind == "image" and "cloud-init" not in (offered[identifier].get("capabilities") or []):
-            problems.append(
-                f"image: {identifier!r} has no cloud-init, which sets the pinned SSH host key; take one that has"
-            )
+            problems.append(f"image: {identifier!r} lacks cloud-init, which sets the pinned SSH host key; take another")
     return problems

@@ -35,7 +35,18 @@ from .listing import FilterError, page, select
 
 Json = dict[str, Any]
 INSTANCE_FILTERS = frozenset(
-    ["group", "id", "image", "interface_generation", "ipv4", "label", "placement_group.id", "placement_group.label", "region", "tags"]
+    [
+        "group",
+        "id",
+        "image",
+        "interface_generation",
+        "ipv4",
+        "label",
+        "placement_group.id",
+        "placement_group.label",
+        "region",
+        "tags",
+    ]
 )
 EVENT_FILTERS = frozenset(["action", "created", "entity.id", "entity.type", "id"])
 LABEL = re.compile(r"(?!.*(--|__|\.\.))[A-Za-z][A-Za-z0-9._-]{1,62}[A-Za-z0-9]")

@@ -67,7 +67,30 @@ def test_replies_match_the_api_description(served: Served, description: Any) -> 
         "imageId": "linode/debian12",
         "tagLabel": "demo",
     }
-    paths = ["/linode/instances", "/linode/instances/{linodeId}", "/linode/instances/{linodeId}/ips", "/linode/types", "/linode/types/{typeId}", "/regions", "/regions/{regionId}", "/images", "/images/{imageId}", "/account/events", "/account/events/{eventId}", "/account", "/account/settings", "/profile", "/profile/sshkeys", "/profile/sshkeys/{sshKeyId}", "/tags", "/networking/firewalls", "/networking/firewalls/{firewallId}", "/networking/firewalls/{firewallId}/rules", "/networking/firewalls/{firewallId}/devices", "/networking/firewalls/{firewallId}/devices/{deviceId}"]
+    paths = [
+        "/linode/instances",
+        "/linode/instances/{linodeId}",
+        "/linode/instances/{linodeId}/ips",
+        "/linode/types",
+        "/linode/types/{typeId}",
+        "/regions",
+        "/regions/{regionId}",
+        "/images",
+        "/images/{imageId}",
+        "/account/events",
+        "/account/events/{eventId}",
+        "/account",
+        "/account/settings",
+        "/profile",
+        "/profile/sshkeys",
+        "/profile/sshkeys/{sshKeyId}",
+        "/tags",
+        "/networking/firewalls",
+        "/networking/firewalls/{firewallId}",
+        "/networking/firewalls/{firewallId}/rules",
+        "/networking/firewalls/{firewallId}/devices",
+        "/networking/firewalls/{firewallId}/devices/{deviceId}",
+    ]
     for path in paths:
         schema = description[path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
         answer = served.api.get(path.format(**concrete))
@@ -223,7 +246,17 @@ def test_linode_cli_creates_and_reads_back(served: Served, tmp_path: Path) -> No
         assert ran.returncode == 0, ran.stderr + ran.stdout
         return json.loads(ran.stdout)
 
-    create = ["--no-defaults", "--label", "cli-1", "--type", "g6-nanode-1", "--region", "us-mia", "--image", "linode/debian12"]
+    create = [
+        "--no-defaults",
+        "--label",
+        "cli-1",
+        "--type",
+        "g6-nanode-1",
+        "--region",
+        "us-mia",
+        "--image",
+        "linode/debian12",
+    ]
     made = cli("linodes", "create", *create, "--authorized_keys", "ssh-ed25519 AAAA", "--tags", "demo")
     assert [one["label"] for one in cli("linodes", "list", "--tags", "demo")] == ["cli-1"]
     assert cli("linodes", "view", str(made[0]["id"]))[0]["region"] == "us-mia"
