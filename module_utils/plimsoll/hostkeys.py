@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shlex
 import subprocess
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
+
+from .files import write_whole
 
 
 def ssh_arguments(label: str, known_hosts: Path) -> str:
@@ -79,7 +80,7 @@ class HostKeys:
         kept = [line for line in before if line.split(" ", 1)[0] not in drop | set(pin) or line in wanted.values()]
         after = kept + [line for line in wanted.values() if line not in kept]
         if after != before:
-            _replace(self.known_hosts, "".join(f"{line}\n" for line in after), 0o644)
+            write_whole(self.known_hosts, "".join(f"{line}\n" for line in after), 0o644)
 
     def _make(self, label: str) -> None:
         with tempfile.TemporaryDirectory(dir=self._home) as scratch:
@@ -103,17 +104,3 @@ class HostKeys:
         with (self._home / "known_hosts.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-def _replace(path: Path, text: str, mode: int) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        Path(name).chmod(mode)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

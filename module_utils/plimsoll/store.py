@@ -7,13 +7,15 @@ hosts.json says so.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from .bundle import BundleError, unpack
+from .bundle import MAX_UNPACKED_BYTES, BundleError, unpack
+from .files import write_whole
+from .formats import InputError
+
+HOSTS = "hosts.json"
 
 
 class Host(TypedDict):
@@ -24,8 +26,10 @@ class Host(TypedDict):
     reason: str
 
 
-def ingest(inbox: Path, store: Path, asked: Sequence[dict[str, Any]]) -> list[Host]:
-    """Unpack inbox/HOST.tar.gz for every host asked, and write store/hosts.json.
+def ingest(
+    inbox: Path, store: Path, asked: Sequence[dict[str, Any]], max_bytes: int = MAX_UNPACKED_BYTES
+) -> list[Host]:
+    """Unpack inbox/HOST.tar.gz for every host asked, and write store/hosts.json. max_bytes bounds one host, unpacked.
 
     asked holds `host`, and either `sha256` of its bundle or the `reason` why there is none. A bundle that cannot be
     trusted makes its host one that was not collected; the others go on.
@@ -35,14 +39,30 @@ def ingest(inbox: Path, store: Path, asked: Sequence[dict[str, Any]]) -> list[Ho
         host, reason = str(one["host"]), str(one.get("reason") or "")
         if not reason:
             try:
-                unpack(inbox / f"{host}.tar.gz", store / host, expected_sha256=str(one["sha256"]))
+                unpack(inbox / f"{host}.tar.gz", store / host, expected_sha256=str(one["sha256"]), max_bytes=max_bytes)
             except BundleError as error:
                 reason = f"bundle refused: {error}"
             except OSError as error:
                 reason = f"bundle not unpacked: {error}"
-        hosts.append({"host": host, "collected": not reason, "reason": " ".join(reason.split())[:300]})
+        hosts.append({"host": host, "collected": not reason, "reason": _line(reason)})
     store.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=store, prefix=".hosts.", delete=False) as scratch:
-        json.dump(hosts, scratch, indent=1)
-    os.replace(scratch.name, store / "hosts.json")
+    write_whole(store / HOSTS, json.dumps(hosts, indent=1) + "\n")
     return hosts
+
+
+def _line(reason: str) -> str:
+    """One line that is fit to print: the host had its part in what Ansible says of it."""
+    return " ".join("".join(char if char.isprintable() else " " for char in reason).split())[:300]
+
+
+def read_hosts(store: Path) -> list[Host]:
+    """What the last collection said of each host. Raises InputError where its file is damaged."""
+    path = store / HOSTS
+    try:
+        listed = json.loads(path.read_text())
+        return [
+            {"host": str(one["host"]), "collected": bool(one["collected"]), "reason": str(one["reason"])}
+            for one in listed
+        ]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: damaged; collect again") from None

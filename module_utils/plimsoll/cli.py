@@ -1,0 +1,112 @@
+"""The plimsoll command. `plimsoll analyse PATH...` judges samples without Ansible; `ingest` is collect.yml's own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__, report
+from .files import write_whole
+from .findings import Findings, findings, leaking
+from .formats import HostData, InputError, files_of, read_host
+from .store import HOSTS, Host, ingest, read_hosts
+
+DONE, BAD_INPUT, LEAKS = 0, 2, 3
+
+
+def read(path: Path) -> list[tuple[Host, HostData | None]]:
+    """What is at a path: a store of collect.yml, directories of several hosts, or one host's directory or file.
+
+    In a store, what cannot be read is noted with its host. Elsewhere it raises InputError, as for no sample at all.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or directory")
+    if (path / HOSTS).exists():
+        return [
+            (host, read_host(host["host"], path / host["host"], strict=False) if host["collected"] else None)
+            for host in read_hosts(path)
+        ]
+    below = sorted(one for one in path.iterdir() if one.is_dir()) if path.is_dir() else []
+    several = [one for one in below if (one / "samples").is_dir()]
+    roots = several if several and not (path / "samples").is_dir() else [path]
+    found = [read_host(_name(root), root, strict=True) for root in roots]
+    if not any(data.samples for data in found):
+        count = sum(len(files_of(root)) for root in roots)
+        raise InputError(f"{path}: no samples in {count} files; the sampler writes them to /var/log/plimsoll/samples")
+    return [({"host": data.host, "collected": True, "reason": ""}, data) for data in found]
+
+
+def _name(root: Path) -> str:
+    return root.resolve().name.split(".")[0] if root.is_file() else root.resolve().name
+
+
+def analyse(given: argparse.Namespace) -> int:
+    hosts = [one for path in given.paths for one in read(path)]
+    document, verdicts = findings(hosts, time.time())
+    page = report.html(document, verdicts) if given.format == "html" or given.out else ""
+    if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)
+        write_whole(given.out / "findings.json", _json(document))
+        write_whole(given.out / "report.html", page)
+    shown = {"text": lambda: report.text(document), "json": lambda: _json(document).rstrip(), "html": lambda: page}
+    print(shown[given.format]())
+    if given.out and given.format == "text":
+        print(f"report: {(given.out / 'report.html').resolve()}")
+    return LEAKS if given.fail_on == "leaking" and leaking(document) else DONE
+
+
+def _json(document: Findings) -> str:
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def take_in(given: argparse.Namespace) -> int:
+    try:
+        asked = json.load(sys.stdin)
+    except ValueError as error:
+        raise InputError(f"standard input: {error}") from None
+    hosts = ingest(given.inbox, given.store, asked, given.max_bytes)
+    for host in hosts:
+        print(f"{host['host']}: {host['reason'] or 'collected'}")
+    return DONE
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="plimsoll", description="Says which Celery worker leaks, how fast, and where.")
+    top.add_argument("--version", action="version", version=f"plimsoll {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True)
+    one = verbs.add_parser(
+        "analyse",
+        help="judge the workers in samples and trace records",
+        epilog="Exit status: 0 done, 2 bad usage or unreadable input, 3 with --fail-on when a worker leaks.",
+    )
+    one.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="store of collect.yml, directory, or CSV file")
+    one.add_argument("--format", choices=["text", "json", "html"], default="text", help="of standard output: text")
+    one.add_argument("--out", type=Path, metavar="DIR", help="write findings.json and report.html there")
+    one.add_argument("--fail-on", choices=["leaking"], help="exit with 3 when a worker leaks")
+    one.set_defaults(run=analyse)
+    two = verbs.add_parser("ingest", help="unpack collected bundles into the store (collect.yml does)")
+    two.add_argument("--inbox", type=Path, required=True)
+    two.add_argument("--store", type=Path, required=True)
+    two.add_argument("--max-bytes", type=int, required=True, help="of one host, unpacked")
+    two.set_defaults(run=take_in)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = parser().parse_args(arguments)
+    try:
+        return int(given.run(given))
+    except InputError as error:
+        print(f"plimsoll: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        print(f"plimsoll: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The findings: what findings.json holds, made of what was read. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from typing import TypedDict
+
+from .detect import Pattern, Verdict, judge
+from .diagnose import Culprit, culprits, leak_class
+from .formats import HostData, Trace
+from .series import workers_of
+from .store import Host
+
+SCHEMA = 1
+
+
+class Finding(TypedDict):
+    """One worker. growth_* in KiB an hour with its 95 % interval, level and limits in KiB; None where not known."""
+
+    host: str
+    unit: str
+    leaking: bool
+    pattern: str
+    growth_kb_per_hour: float
+    growth_low: float
+    growth_high: float
+    growth_kb_per_1000_tasks: float | None
+    generations: int
+    samples: int
+    span_hours: float
+    level_kb: float | None
+    memory_high_kb: int | None
+    memory_max_kb: int | None
+    hours_to_memory_high: float | None
+    hours_to_memory_max: float | None
+    leak_class: str
+    culprits: list[Culprit]
+    evidence: list[str]
+    remedy: None
+
+
+class Findings(TypedDict):
+    """The whole document. generated is ISO 8601, UTC. workers: those that leak first, the least time left first."""
+
+    schema: int
+    generated: str
+    workers: list[Finding]
+    hosts: list[Host]
+
+
+def findings(read: Sequence[tuple[Host, HostData | None]], now: float) -> tuple[Findings, list[Verdict]]:
+    """The document and, in the same order, the verdicts that it was made of. now in Unix seconds."""
+    found: list[tuple[Finding, Verdict]] = []
+    hosts: list[Host] = []
+    for host, data in read:
+        if data is None:
+            hosts.append(host)
+            continue
+        hosts.append({**host, "reason": _reason(host, data)})
+        for worker in workers_of(data):
+            verdict = judge(worker)
+            found.append((_finding(verdict, [one for one in data.traces if one.get("unit") == worker.unit]), verdict))
+    found.sort(key=lambda one: _urgency(one[0]))
+    document: Findings = {
+        "schema": SCHEMA,
+        "generated": datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="seconds"),
+        "workers": [finding for finding, _ in found],
+        "hosts": hosts,
+    }
+    return document, [verdict for _, verdict in found]
+
+
+def _reason(host: Host, data: HostData) -> str:
+    """What a reader should know of a host that was collected: what of its logs could not be read."""
+    said = [host["reason"]] if host["reason"] else []
+    if not data.samples:
+        said.append("no samples: is plimsoll-sampler.service running there?")
+    return "; ".join([*said, *data.problems[:3]])
+
+
+def _urgency(one: Finding) -> tuple[bool, float, float, str, str]:
+    left = one["hours_to_memory_max"]
+    return (
+        not one["leaking"],
+        float("inf") if left is None else left,
+        -one["growth_kb_per_hour"],
+        one["host"],
+        one["unit"],
+    )
+
+
+def _finding(verdict: Verdict, traces: Iterable[Trace]) -> Finding:
+    worker, limits, rate = verdict.worker, verdict.worker.limits, verdict.rate
+    records = list(traces)
+    leaking = verdict.pattern.leaking
+    blamed = culprits(records) if leaking else []
+    evidence = list(verdict.evidence)
+    if leaking and not any(one["file"] for one in blamed):
+        evidence.append("no tracing window has closed yet, so that no line is named; collect again later")
+    return {
+        "host": worker.host,
+        "unit": worker.unit,
+        "leaking": leaking,
+        "pattern": verdict.pattern.value,
+        "growth_kb_per_hour": round(rate.slope, 1),
+        "growth_low": round(rate.low, 1),
+        "growth_high": round(rate.high, 1),
+        "growth_kb_per_1000_tasks": _rounded(verdict.kb_per_1000_tasks, 1),
+        "generations": len(worker.generations),
+        "samples": worker.samples,
+        "span_hours": round(worker.span_hours, 3),
+        "level_kb": _rounded(limits.level_kb, 0),
+        "memory_high_kb": limits.high_kb,
+        "memory_max_kb": limits.max_kb,
+        "hours_to_memory_high": _rounded(verdict.hours_to_high, 3),
+        "hours_to_memory_max": _rounded(verdict.hours_to_max, 3),
+        "leak_class": leak_class(records) if leaking else "unknown",
+        "culprits": blamed,
+        "evidence": evidence,
+        "remedy": None,
+    }
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def leaking(document: Findings) -> int:
+    """How many workers leak."""
+    return sum(Pattern(one["pattern"]).leaking for one in document["workers"])

@@ -1,0 +1,162 @@
+"""The findings for people: a table for a terminal, and a page with a chart a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from .detect import Verdict
+from .diagnose import Culprit, short
+from .findings import Finding, Findings, leaking
+from .formats import printable
+from .series import Floats
+
+# The package runs from a checkout (pip install --editable): templates have one home there.
+TEMPLATES = Path(__file__).resolve().parents[2] / "templates" / "report"
+
+CHART_WIDTH, CHART_HEIGHT, CHART_LEFT, CHART_BOTTOM = 720, 220, 64, 26
+# More points than pixels tell nothing more.
+CHART_POINTS = 300
+
+
+def size(kib: float) -> str:
+    """KiB as a person says it."""
+    for unit, scale in (("GiB", 1 << 20), ("MiB", 1 << 10)):
+        if abs(kib) >= scale:
+            return f"{kib / scale:.3g} {unit}"
+    return f"{kib:.3g} KiB"
+
+
+def span(hours: float) -> str:
+    """Hours as a person says them."""
+    if hours < 1:
+        return f"{60 * hours:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def growth(one: Finding) -> str:
+    """The rate with its interval, all in one unit."""
+    values = one["growth_kb_per_hour"], one["growth_low"], one["growth_high"]
+    largest = max(map(abs, values))
+    unit, scale = ("GiB", 1 << 20) if largest >= 1 << 20 else ("MiB", 1 << 10)
+    rate, low, high = (f"{value / scale + 0:.2f}".replace("-0.00", "0.00") for value in values)
+    return f"{rate} {unit}/h ({low} to {high})"
+
+
+def left(one: Finding) -> str:
+    """The time left to MemoryMax."""
+    if one["hours_to_memory_max"] is not None:
+        return f"{span(one['hours_to_memory_max'])} to {size(one['memory_max_kb'] or 0)}"
+    return "recycled in time" if one["pattern"] == "recycled" else "-"
+
+
+def blame(one: Culprit) -> str:
+    """A culprit in a sentence."""
+    task = f"task {one['task']}" if one["task"] else "no single task"
+    if one["file"] is None:
+        return f"{task}: {_percent(one['task_share'])} of the growth of RSS; no line was traced yet"
+    where = f"{short(one['file'])}:{one['line']}" + (f" in {one['function']}" if one["function"] else "")
+    return f"{task} at {where}: {_percent(one['share'])} of the traced growth"
+
+
+def _percent(share: float | None) -> str:
+    return "?" if share is None else f"{100 * share:.0f} %"
+
+
+def text(document: Findings) -> str:
+    """The table for a terminal, the workers that leak first, each followed by its culprits."""
+    rows = [("HOST", "WORKER", "PATTERN", "GROWTH (95 % interval)", "LEFT TO MemoryMax")]
+    notes: list[list[str]] = [[]]
+    for one in document["workers"]:
+        rows.append(
+            (one["host"], one["unit"], ("LEAK " if one["leaking"] else "") + one["pattern"], growth(one), left(one))
+        )
+        notes.append([blame(each) for each in one["culprits"]] + (one["evidence"] if one["leaking"] else []))
+    widths = [max(len(printable(row[column])) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row, said in zip(rows, notes):
+        lines.append("  ".join(printable(cell).ljust(width) for cell, width in zip(row, widths)).rstrip())
+        lines += [f"    - {note}" for note in said]
+    missing = [one for one in document["hosts"] if not one["collected"]]
+    lines += ["", summary(document)]
+    lines += [f"not collected: {one['host']}: {printable(one['reason'], 300)}" for one in missing]
+    lines += [
+        f"note: {one['host']}: {printable(one['reason'], 300)}"
+        for one in document["hosts"]
+        if one["collected"] and one["reason"]
+    ]
+    return "\n".join(lines)
+
+
+def summary(document: Findings) -> str:
+    """One line for all."""
+    workers, hosts = len(document["workers"]), len(document["hosts"])
+    collected = sum(one["collected"] for one in document["hosts"])
+    return f"{leaking(document)} of {workers} workers leak, on {collected} of {hosts} hosts that were read"
+
+
+def html(document: Findings, verdicts: Sequence[Verdict]) -> str:
+    """The page: one file with all in it, no script, nothing loaded from elsewhere."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        size=size, span=span, growth=growth, left=left, blame=blame, short=short, printable=printable
+    )
+    charts = [chart(verdict) for verdict in verdicts]
+    template = environment.get_template("report.html.j2")
+    return template.render(document=document, summary=summary(document), workers=list(zip(document["workers"], charts)))
+
+
+def chart(verdict: Verdict) -> dict[str, Any]:
+    """The lines of one worker in pixels: processes, the cgroup's own figure, its limits, and the ticks of both axes."""
+    worker, limits = verdict.worker, verdict.worker.limits
+    start = min(float(one.times[0]) for one in worker.generations)
+    end = max(float(one.times[-1]) for one in worker.generations)
+    most = max([float(one.sizes.max()) for one in worker.generations] + [float(v) for v in limits.levels[-1:]])
+    # A limit far above would press all lines to the ground.
+    shown = [limit for limit in (limits.high_kb, limits.max_kb) if limit and limit <= 8 * most]
+    top = 1.05 * max([most, *map(float, shown)]) or 1.0
+
+    def x(when: float) -> float:
+        return round(CHART_LEFT + (when - start) / ((end - start) or 1.0) * (CHART_WIDTH - CHART_LEFT - 8), 1)
+
+    def y(kib: float) -> float:
+        return round((CHART_HEIGHT - CHART_BOTTOM) * (1 - kib / top), 1)
+
+    def points(times: Floats, sizes: Floats) -> str:
+        at = np.unique(np.linspace(0, len(times) - 1, min(len(times), CHART_POINTS)).astype(int))
+        return " ".join(f"{x(float(times[i]))},{y(float(sizes[i]))}" for i in at)
+
+    lines = [
+        {
+            "name": f"{one.role or 'process'} {one.pid}",
+            "grows": life.pattern.leaking,
+            "points": points(one.times, one.sizes),
+        }
+        for life in verdict.lives
+        for one in [life.generation]
+    ]
+    inside = (limits.times >= start) & (limits.times <= end)
+    marks = [("MemoryHigh", limits.high_kb), ("MemoryMax", limits.max_kb)]
+    return {
+        "lines": lines,
+        "cgroup": points(limits.times[inside], limits.levels[inside]) if inside.any() else "",
+        "limits": [{"name": name, "y": y(float(at)), "kb": at} for name, at in marks if at in shown and at],
+        "sizes": [{"y": y(part * top), "label": size(part * top)} for part in (0.0, 0.25, 0.5, 0.75)],
+        "times": [{"x": x(when), "label": _clock(when, end - start)} for when in np.linspace(start, end, 5)],
+        "width": CHART_WIDTH,
+        "height": CHART_HEIGHT,
+        "left": CHART_LEFT,
+        "ground": CHART_HEIGHT - CHART_BOTTOM,
+    }  # fmt: skip
+
+
+def _clock(when: float, long: float) -> str:
+    shape = "%H:%M:%S" if long < 3600 else "%H:%M" if long < 86400 else "%m-%d %H:%M"
+    return datetime.fromtimestamp(when, timezone.utc).strftime(shape)
