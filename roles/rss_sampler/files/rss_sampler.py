@@ -30,6 +30,7 @@ import fcntl
 import fnmatch
 import gzip
 import io
+import itertools
 import os
 import re
 import shutil
@@ -57,10 +58,12 @@ CGROUP_COLUMNS = (
 ROLLUP_COLUMNS = "timestamp,pid,unit,start_time,role,count,floor_kb,median_kb,max_kb,tasks"
 
 HOUR, DAY, ROLLUP_SPAN = 3600, 86400, 600
+CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 COMMAND_LENGTH = 200
-LONGEST_LINE = 1 << 16
-# A broker's URL on a command line carries its password; samples leave the host.
-CREDENTIALS = re.compile(r"://[^\s/@]*@")
+# More than one beat writes: what a power cut left of it, be it zeros, is found in this much of the end.
+LONGEST_TAIL = 1 << 20
+# A broker's URL on a command line carries its password, at times with a bare / or @ in it; samples leave the host.
+CREDENTIALS = re.compile(r"://\S*@")
 
 Cell = Union[int, str]
 Row = Sequence[Cell]
@@ -106,7 +109,21 @@ def read_text(path: str | Path) -> str:
 
 def fields(text: str) -> dict[str, str]:
     """First word of each line to its second: /proc/PID/status (keys without the colon), memory.events."""
-    return {words[0].rstrip(":"): words[1] for words in map(str.split, text.splitlines()) if len(words) > 1}
+    # No splitlines(): a process may name itself with what Unicode calls a line's end, and forge lines of its status.
+    return {words[0].rstrip(":"): words[1] for words in map(str.split, text.split("\n")) if len(words) > 1}
+
+
+def processes_in(cgroup: Path) -> Iterator[int]:
+    """Pids in a unit's cgroup and in those below it: where a unit has Delegate=, its processes are further down."""
+    for folder, _, names in os.walk(cgroup):
+        if "cgroup.procs" in names:
+            yield from map(int, read_text(f"{folder}/cgroup.procs").split())
+
+
+def ticks_of(pid: int) -> int | None:
+    """Clock ticks from boot to the start of a process, which no setting of the clock changes. None if it is gone."""
+    rest = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(rest[19]) if rest else None
 
 
 def kib(text: str) -> Cell:
@@ -146,7 +163,7 @@ def tasks_of(folder: Path, pid: int, start_time: float) -> Cell:
     except OSError:
         return ""
     try:
-        text = os.read(descriptor, 32).strip()
+        text = os.read(descriptor, 16).strip()  # fits into 64 bits, whatever they write
         # Older than the process: left behind by another of the same pid. A second for the clocks to differ.
         return int(text) if text.isdigit() and os.fstat(descriptor).st_mtime > start_time - 1 else ""
     except OSError:
@@ -156,28 +173,32 @@ def tasks_of(folder: Path, pid: int, start_time: float) -> Cell:
 
 
 class Watched:
-    """One process: (pid, start time)."""
+    """One process: (pid, start time). Raises psutil.Error or OSError if it is gone."""
 
-    def __init__(self, process: psutil.Process, unit: str) -> None:
-        self.process = process
-        self.pid = process.pid
-        self.unit = unit
-        self.start_time = process.create_time()
-        command = " ".join(" ".join(process.cmdline()).split())
+    def __init__(self, pid: int, ticks: int, unit: str) -> None:
+        self.process = psutil.Process(pid)
+        self.pid, self.ticks, self.unit = pid, ticks, unit
+        # Not create_time(): older psutil goes by when the host booted as it was first asked, whatever the clock is now.
+        self.start_time = psutil.boot_time() + ticks / CLOCK_TICKS
+        self.read_command()
+
+    def read_command(self) -> None:
+        """Once is not enough: a process that is seen between fork and exec has none, or its parent's."""
+        command = " ".join(" ".join(self.process.cmdline()).split())
         self.command = CREDENTIALS.sub("://***@", command)[:COMMAND_LENGTH]
 
     def detail(self) -> tuple[Cell, Cell]:
         """(pss_kb, uss_kb); empty without the right to read smaps."""
         try:
             full = self.process.memory_full_info()
-        except psutil.Error:
+        except (psutil.Error, OSError):
             return "", ""
         return full.pss // 1024, full.uss // 1024
 
     def fds(self) -> Cell:
         try:
             return self.process.num_fds()
-        except psutil.Error:
+        except (psutil.Error, OSError):
             return ""
 
 
@@ -194,20 +215,21 @@ class Watcher:
             say(f"{cgroups} is not cgroup v2: units are not found" + ("" if match else "; use --match"))
 
     def find(self, units: dict[str, Path], again: bool) -> list[Watched]:
-        """The processes that live now. again: look once more at those whose command line did not match before."""
-        wanted: dict[int, str | None] = {
-            int(pid): unit for unit, path in units.items() for pid in read_text(path / "cgroup.procs").split()
-        }
+        """The processes that live now. again: read command lines anew, also of those that did not match."""
+        wanted: dict[int, str | None] = {pid: unit for unit, path in units.items() for pid in processes_in(path)}
         if self.match:
             wanted.update((pid, None) for pid in self._matching(again) if pid not in wanted)
         known = {}
         for pid, unit in wanted.items():
-            seen = self.known.get(pid)
+            seen, ticks = self.known.get(pid), ticks_of(pid)
+            if ticks is None:  # it ended in between
+                continue
             try:
-                # is_running() compares start times: a reused pid is a new process.
-                if seen is None or not seen.process.is_running():
-                    seen = Watched(psutil.Process(pid), unit_by_pid(pid) if unit is None else unit)
-            except psutil.Error:  # it ended in between
+                if seen is None or seen.ticks != ticks:  # a reused pid is a new process
+                    seen = Watched(pid, ticks, unit_by_pid(pid) if unit is None else unit)
+                elif again:
+                    seen.read_command()
+            except (psutil.Error, OSError):
                 continue
             known[pid] = seen
         self.known = known
@@ -269,7 +291,7 @@ class Rollup:
 
     def rows(self) -> list[Row]:
         """Columns of ROLLUP_COLUMNS of each process; starts anew."""
-        rows = []
+        rows: list[Row] = []
         for sizes, who, tasks in self.open.values():
             ordered = sorted(sizes)
             middle = len(ordered) // 2
@@ -297,14 +319,14 @@ class Segment:
         self.descriptor = -1
 
     def over(self, now: float) -> bool:
-        """Whether now belongs into another segment than the open one."""
-        return self.path is not None and int(now) // self.span * self.span != self.start
+        """Whether now belongs into another segment than the open one, or someone removed that."""
+        return int(now) // self.span * self.span != self.start or os.fstat(self.descriptor).st_nlink == 0
 
     def open(self, now: float) -> None:
-        """Go on with the segment that now belongs to, or begin it. A torn last line is cut off."""
+        """Go on with the segment that now belongs to, or begin it."""
         self.close()
         self.start = int(now) // self.span * self.span
-        for when in (self.start, now):
+        for when in itertools.chain([self.start], itertools.count(int(now))):
             path = self.folder / f"{self.kind}-{stamp(when)}.csv"
             if not path.with_name(path.name + ".gz").exists() and self._continues(path):
                 break
@@ -324,7 +346,8 @@ class Segment:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
         size = os.fstat(self.descriptor).st_size
-        lines = (b"" if size else self.header) + text.getvalue().encode()
+        # A command line may hold bytes that are no UTF-8.
+        lines = (b"" if size else self.header) + text.getvalue().encode(errors="replace")
         try:
             if os.write(self.descriptor, lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
@@ -401,7 +424,8 @@ class Store:
 
     def _files(self) -> list[Path]:
         """Oldest first, but rollups after all others: they tell the most for their size."""
-        paths = [path for kind in self.segments for path in self.folder.glob(f"{kind}-*.csv*")]
+        names = (f"{kind}-*.{end}" for kind in self.segments for end in ("csv", "csv.gz"))
+        paths = [path for name in names for path in self.folder.glob(name)]
         return sorted(paths, key=lambda path: (path.name.startswith("rollup"), path.name.split("-", 1)[1], path.name))
 
     def _closed(self) -> list[Path]:
@@ -414,7 +438,7 @@ class Store:
     def _cut_torn_line(self, path: Path) -> None:
         size = path.stat().st_size
         with path.open("rb") as file:
-            file.seek(max(0, size - LONGEST_LINE))
+            file.seek(max(0, size - LONGEST_TAIL))
             torn = len(file.read().rpartition(b"\n")[2])
         if torn:
             os.truncate(path, size - torn)
@@ -463,7 +487,7 @@ class Sampler:
         detail = self.beats % self.detail_every == 0
         self.beats += 1
         if self.rollup.turned(now):
-            self.store.append("rollup", now, self.rollup.rows())
+            self.store.append("rollup", self.rollup.start, self.rollup.rows())
         units = find_units(self.watcher.cgroups)
         rows = []
         for one, role, size, row in self.watcher.sample(now, self.watcher.find(units, again=detail), detail):
@@ -476,8 +500,10 @@ class Sampler:
         return len(rows)
 
     def close(self) -> None:
-        self.store.append("rollup", time.time(), self.rollup.rows())
-        self.store.close()
+        try:
+            self.store.append("rollup", self.rollup.start, self.rollup.rows())
+        finally:
+            self.store.close()
 
 
 def run(sampler: Sampler, interval: float, stop: set[signal.Signals]) -> None:
@@ -489,17 +515,21 @@ def run(sampler: Sampler, interval: float, stop: set[signal.Signals]) -> None:
         sampler.beat(time.time())
         # Beats that were missed, as over a suspend, are not made up for.
         due = max(due + interval, time.monotonic())
-        while (left := due - time.monotonic()) > 0:
+        while True:
+            # At least once a beat, also where beats take longer than the interval.
             notify("WATCHDOG=1")
+            left = max(0.0, due - time.monotonic())
             if signal.sigtimedwait(stop, min(left, watchdog) if watchdog else left):
                 notify("STOPPING=1")
                 return
+            if time.monotonic() >= due:
+                break
 
 
 def seconds(text: str) -> float:
     value = float(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
     return value
 
 
@@ -541,15 +571,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     sampler = Sampler(Watcher(options.match), store, options.detail_every)
     try:
-        if options.once:
-            say(f"{sampler.beat(time.time())} processes sampled into {options.output}")
-        else:
-            run(sampler, options.interval, stop)
+        with contextlib.closing(sampler):
+            if options.once:
+                say(f"{sampler.beat(time.time())} processes sampled into {options.output}")
+            else:
+                run(sampler, options.interval, stop)
     except OSError as error:
         say(f"{error.filename or options.output}: {error.strerror}")
         return 1
-    finally:
-        sampler.close()
     return 0
 
 
