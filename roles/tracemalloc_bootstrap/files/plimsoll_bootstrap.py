@@ -44,7 +44,9 @@ import gc
 import importlib
 import json
 import linecache
+import math
 import os
+import re
 import threading
 import time
 import tracemalloc
@@ -57,6 +59,8 @@ WARM_TASKS = 10
 TASK_GROWTH_EVERY_S = 10.0
 # A worker's other child may be tracing; asking again costs a file lock.
 RETRY_S = 5.0
+# A task that makes millions of objects at once must not pay for their traces until it ends.
+WATCH_EVERY_S = 1.0
 # A snapshot copies every traced block into Python objects, and the worker is short of memory as it is.
 ENOUGH_BLOCKS = 200_000
 TOO_MANY_BLOCKS = 400_000
@@ -72,12 +76,13 @@ _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 _complained = set()
 
 
-def _complain(text):
+def _complain(trouble, error):
     """One line a process and kind of trouble. Not through sys.stderr, which Celery redirects into its log."""
-    if text not in _complained:
-        _complained.add(text)
+    pid = os.getpid()
+    if (pid, trouble) not in _complained:
+        _complained.add((pid, trouble))
         with contextlib.suppress(OSError):
-            os.write(2, f"plimsoll_bootstrap: {text}\n".encode(errors="replace"))
+            os.write(2, f"plimsoll_bootstrap: process {pid}: {trouble}: {error}\n".encode(errors="replace"))
 
 
 def _guarded(method):
@@ -100,10 +105,12 @@ class Settings:
         self.mode = environ.get("PLIMSOLL_TRACE_MODE", "off")
         if self.mode not in ("off", "attribution", "armed"):
             raise ValueError(f"PLIMSOLL_TRACE_MODE is '{self.mode}'; it must be off, attribution or armed")
-        if self.mode != "off" and not environ.get("PLIMSOLL_TRACE_DIR"):
+        if self.mode == "off":
+            return
+        if not environ.get("PLIMSOLL_TRACE_DIR"):
             raise ValueError("PLIMSOLL_TRACE_DIR is not set")
-        self.directory = Path(environ.get("PLIMSOLL_TRACE_DIR", ""))
-        self.unit = environ.get("PLIMSOLL_UNIT", "celery").replace("/", "_")
+        self.directory = Path(environ["PLIMSOLL_TRACE_DIR"])
+        self.unit = (environ.get("PLIMSOLL_UNIT") or "celery").replace("/", "_")
         tasks = environ.get("PLIMSOLL_TASKS_DIR")
         self.tasks_directory = Path(tasks) if tasks else None
         numbers = {name: self._number(environ, name, default) for name, default in DEFAULTS.items()}
@@ -116,8 +123,9 @@ class Settings:
         try:
             value = float(text)
         except ValueError:
-            value = -1.0
-        if value < 0:
+            value = math.nan
+        # Not a number and without end are floats too, and would make a window that never closes.
+        if not 0 <= value < math.inf:
             raise ValueError(f"PLIMSOLL_TRACE_{name} is '{text}'; it must be a number, 0 or more")
         return value
 
@@ -182,15 +190,18 @@ class Records:
             if size + len(lines) > MAX_FILE_BYTES:
                 self.path.replace(self.path.with_suffix(".1.jsonl"))
         except OSError as error:
-            _complain(f"records are lost: {error}")
+            _complain("records are lost", error)
 
     def _prune(self):
         """Remove the oldest files of this unit, left by processes that ended."""
+        of_this_unit = re.compile(re.escape(self.unit) + r"-\d+(\.1)?\.jsonl")
         found = []
-        for path in self.directory.glob(f"{self.unit}-*.jsonl"):
-            with contextlib.suppress(OSError):
-                status = path.lstat()
-                found.append((status.st_mtime, status.st_size, path))
+        with contextlib.suppress(OSError):
+            for path in self.directory.iterdir():
+                if of_this_unit.fullmatch(path.name):
+                    with contextlib.suppress(OSError):
+                        status = path.lstat()
+                        found.append((status.st_mtime, status.st_size, path))
         total = 0
         for number, (_, size, path) in enumerate(sorted(found, reverse=True)):
             total += size
@@ -200,7 +211,10 @@ class Records:
 
 
 class TraceLock:
-    """The right to trace, which one process of a worker has at a time; its file holds when the last window ended."""
+    """The right to trace, which one process of a worker has at a time; its file holds when the last window ended.
+
+    Or when it began, where the process was killed in it: a worker short of memory is not to trace from kill to kill.
+    """
 
     def __init__(self, path):
         self.path = path
@@ -215,17 +229,27 @@ class TraceLock:
             # A clock that was set back must not shut tracing off.
             if ended.isdigit() and 0 <= time.time() - int(ended) < cooldown_s:
                 raise BlockingIOError
+            self._write_time(descriptor)
         except BlockingIOError:
             os.close(descriptor)
             return False
+        except OSError:
+            os.close(descriptor)
+            raise
         self.descriptor = descriptor
         return True
 
+    @staticmethod
+    def _write_time(descriptor):
+        os.pwrite(descriptor, b"%d\n" % time.time(), 0)
+
     def release(self):
-        os.pwrite(self.descriptor, b"%d\n" % time.time(), 0)
-        # A process that a task forked holds the same lock by its copy of the descriptor: closing would not be enough.
-        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
-        self.forget()
+        if self.descriptor >= 0:
+            with contextlib.suppress(OSError):
+                self._write_time(self.descriptor)
+            # A process that a task forked holds the same lock by its copy of the descriptor: closing is not enough.
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+            self.forget()
 
     def forget(self):
         if self.descriptor >= 0:
@@ -234,12 +258,14 @@ class TraceLock:
 
 
 class Window:
-    """tracemalloc from now on until close()."""
+    """tracemalloc from start() to close()."""
 
-    def __init__(self, frames):
+    def __init__(self):
         self.opened = time.monotonic()
         # An application may trace for reasons of its own: then it is not ours to start or stop.
         self.ours = not tracemalloc.is_tracing()
+
+    def start(self, frames):
         if self.ours:
             tracemalloc.start(frames)
         self.first = tracemalloc.take_snapshot() if traced_blocks() <= ENOUGH_BLOCKS else None
@@ -272,8 +298,9 @@ class Window:
             "traced_kb": _kb(traced),
             "sites": sites(self.first, second, top),
             "tasks": {
-                name: {"count": count, "traced_growth_kb": _kb(self.shares.growth.get(name, 0))}
-                for name, count in self.shares.count.items()
+                # Those that have not ended yet are here too.
+                name: {"count": self.shares.count.get(name, 0), "traced_growth_kb": _kb(growth)}
+                for name, growth in self.shares.growth.items()
             },
         }, ""
 
@@ -289,13 +316,16 @@ def traced_blocks():
 
 def sites(first, second, top):
     """The lines whose allocations grew most between two snapshots, as the growth record has them."""
-    own = (tracemalloc.__file__, linecache.__file__, __file__, "<frozen importlib*", importlib.__file__, "<unknown>")
-    hide = [tracemalloc.Filter(False, name) for name in own]
+    # What is ours and imports' is left out below and not by filter_traces(), which looks at every block.
+    own = {tracemalloc.__file__, linecache.__file__, __file__, importlib.__file__, "<unknown>"}
     by = "lineno" if second.traceback_limit == 1 else "traceback"
-    grown = second.filter_traces(hide).compare_to(first.filter_traces(hide), by)
     found = []
-    for one in sorted((one for one in grown if one.size_diff > 0), key=lambda one: -one.size_diff)[:top]:
+    for one in sorted(second.compare_to(first, by), key=lambda one: -one.size_diff):
         *callers, site = one.traceback
+        if len(found) == top or one.size_diff <= 0:
+            break
+        if site.filename in own or site.filename.startswith("<frozen importlib"):
+            continue
         found.append(
             {
                 "file": site.filename,
@@ -343,7 +373,7 @@ def function_at(path, line):
 
 
 class Process:
-    """What is known of the process that runs tasks. Methods that Celery and the timer call hold its lock."""
+    """What is known of the process that runs tasks. Methods that Celery and the watch call hold its lock."""
 
     def __init__(self, settings, give_up):
         self.settings, self.give_up = settings, give_up
@@ -356,7 +386,8 @@ class Process:
         self.finished = 0
         self.floor_kb = None
         self.window = None
-        self.timer = None
+        # The window from before its start until after its stop, for a fork or a failure in between.
+        self.tracing = None
         self.retry_at = 0.0
         self.written = {}
         self.write_at = time.monotonic() + TASK_GROWTH_EVERY_S
@@ -374,13 +405,21 @@ class Process:
             return -1
         try:
             for left in directory.iterdir():
-                if not Path("/proc", left.name).exists():
+                # What is no number is not ours to remove.
+                if left.name.isdigit() and not Path("/proc", left.name).exists():
                     left.unlink(missing_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             return os.open(directory / str(os.getpid()), flags, 0o640)
         except OSError as error:
-            _complain(f"the count of tasks is not published: {error}")
+            _complain("the count of tasks is not published", error)
             return -1
+
+    def _publish_count(self):
+        if self.counter >= 0:
+            try:
+                os.pwrite(self.counter, b"%d\n" % self.finished, 0)
+            except OSError as error:
+                _complain("the count of tasks is not published", error)
 
     def start(self, name):
         with self.lock:
@@ -395,8 +434,7 @@ class Process:
             if self.window:
                 self.window.shares.end(name, tracemalloc.get_traced_memory()[0])
             self.finished += 1
-            if self.counter >= 0:
-                os.pwrite(self.counter, b"%d\n" % self.finished, 0)
+            self._publish_count()
             if time.monotonic() >= self.write_at:
                 self.write_growth()
             if self.window:
@@ -424,36 +462,42 @@ class Process:
 
     def open_window(self, rss):
         self.retry_at = time.monotonic() + RETRY_S
-        if not self.trace_lock.acquire(self.settings.cooldown_s):
+        try:
+            if not self.trace_lock.acquire(self.settings.cooldown_s):
+                return
+        except OSError as error:
+            _complain("no window is opened", error)
             return
         settings = self.settings
         opened = {"rss_kb": rss, "floor_kb": self.floor_kb, "frames": settings.frames, "window_s": settings.window_s}
         self.records.write([{"kind": "window_open", **opened}])
-        self.window = Window(settings.frames)
-        for name, number in self.shares.running.items():
-            self.window.shares.running[name] = number
-        self._set_timer()
+        self.tracing = Window()
+        self.tracing.start(settings.frames)
+        self.tracing.shares.running.update(self.shares.running)
+        self.window = self.tracing
+        threading.Thread(target=self._watch, args=(self.window,), name="plimsoll_bootstrap", daemon=True).start()
 
-    def _set_timer(self):
-        self.timer = threading.Timer(self.settings.window_s, self.on_timer)
-        self.timer.daemon = True
-        self.timer.start()
+    def _watch(self, window):
+        while self.window is window:
+            time.sleep(min(WATCH_EVERY_S, self.settings.window_s))
+            self.on_watch(window)
 
     @_guarded
-    def on_timer(self):
+    def on_watch(self, window):
         """The window of a child that has nothing to do ends too. A task that runs may end first, for as long again."""
         with self.lock:
-            if self.window is None:
+            if self.window is not window:
                 return
-            if self.shares.running and self.window.age() < 2 * self.settings.window_s:
-                self._set_timer()
-            else:
+            if window.age() >= self.settings.window_s * (2 if self.shares.running else 1):
                 self.close_window("window over")
+            elif traced_blocks() > TOO_MANY_BLOCKS:
+                self.close_window("many blocks")
 
     def close_window(self, reason):
         window, self.window = self.window, None
-        self.timer.cancel()
+        self.shares.tell(self.rss_kb())
         growth, refused = window.close(self.settings.top)
+        self.tracing = None
         rss = self.rss_kb()
         closed = {"kind": "window_close", "reason": refused or reason, "rss_kb": rss}
         self.records.write([growth, closed] if growth else [closed])
@@ -471,12 +515,22 @@ class Process:
                 self.counter = -1
                 (self.settings.tasks_directory / str(os.getpid())).unlink(missing_ok=True)
 
+    def abandon(self):
+        """After a failure: trace no more, and leave it to another process once the cooldown is over."""
+        with self.lock:
+            self.window = None
+            self._stop_tracing()
+            self.trace_lock.release()
+
     def forget(self):
-        """In a process forked from this one, which is not this one's concern."""
+        """In a process forked from this one, which is not this one's concern. Another thread may have had the lock."""
         self.trace_lock.forget()
-        if self.window:
-            self.window.stop()
-        self.window = None
+        self._stop_tracing()
+
+    def _stop_tracing(self):
+        if self.tracing:
+            self.tracing.stop()
+        self.tracing = None
 
 
 # ---- what Celery calls ----
@@ -491,7 +545,8 @@ class Bootstrap:
 
     def _begin(self):
         self.process = None
-        self.creating = threading.Lock()
+        # Reentrant for the same reason as that of Process.
+        self.creating = threading.RLock()
 
     @_guarded
     def install(self):
@@ -510,10 +565,10 @@ class Bootstrap:
 
     def give_up(self, error):
         self.settings = None
-        _complain(f"switched off in process {os.getpid()}: {type(error).__name__}: {error}")
+        _complain("switched off", f"{type(error).__name__}: {error}")
         if self.process:
             with contextlib.suppress(Exception):
-                self.process.forget()
+                self.process.abandon()
 
     @_guarded
     def on_task_prerun(self, task=None, **_):

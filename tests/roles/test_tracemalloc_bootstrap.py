@@ -1,0 +1,237 @@
+"""The bootstrap in a real Celery worker, loaded by the environment of the drop-in and by nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from celery import Celery
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLE = ROOT / "roles" / "tracemalloc_bootstrap"
+DROPIN = ROOT / "templates" / "tracemalloc_bootstrap" / "50-plimsoll-trace.conf.j2"
+UNIT = "celery-worker@shop.service"
+LEAKED_KB = 100_000 / 1024
+PATIENCE_S = 30.0
+
+APP = """
+import json
+import os
+import sys
+import tracemalloc
+from pathlib import Path
+
+from celery import Celery, signals
+
+app = Celery("app")
+app.config_from_object("celeryconfig")
+KEPT = {}
+
+
+@app.task(name="shop.leak")
+def leak():
+    KEPT[len(KEPT)] = os.urandom(100_000)  # the leak
+
+
+@app.task(name="shop.clean")
+def clean():
+    return len(os.urandom(100_000))
+
+
+@app.task(name="shop.look")
+def look():
+    seen = {
+        "loaded": "plimsoll_bootstrap" in sys.modules,
+        "receivers": repr([one.receivers for one in (signals.task_prerun, signals.task_postrun)]),
+        "tracing": tracemalloc.is_tracing(),
+    }
+    Path("looked.part").write_text(json.dumps(seen))
+    Path("looked.part").rename("looked.json")
+"""
+
+
+def dropin_environment(tmp_path: Path, **variables: Any) -> dict[str, str]:
+    """The environment as the drop-in sets it, but for the folders and the role's variables that are given."""
+    known = yaml.safe_load((ROLE / "defaults/main.yml").read_text()) | variables
+    moved = {
+        "/opt/plimsoll/bootstrap": str(ROLE / "files"),
+        "/var/log/plimsoll/trace": str(tmp_path / "trace"),
+        "/run/plimsoll/tasks": str(tmp_path / "tasks"),
+        "%n": UNIT,
+    }
+    found = {}
+    for name, value in re.findall(r"^Environment=(\w+)=(.*)$", DROPIN.read_text(), re.MULTILINE):
+        variable = re.fullmatch(r"\{\{ (\w+).* \}\}", value)
+        found[name] = str(known[variable[1]]) if variable else moved.get(value, value)
+    return found
+
+
+class Worker:
+    """A worker in a folder of its own; its broker is a folder too."""
+
+    def __init__(self, folder: Path, pool: str, concurrency: int, **variables: Any) -> None:
+        self.folder = folder
+        self.sent = 0
+        for name in ("queue", "sending", "control", "trace", "tasks"):
+            (folder / name).mkdir()
+        options = {
+            "data_folder_in": str(folder / "queue"),
+            "data_folder_out": str(folder / "queue"),
+            "control_folder": str(folder / "control"),
+            "polling_interval": 0.05,
+        }
+        config = {"broker_url": "filesystem://", "broker_transport_options": options, "task_ignore_result": True}
+        (folder / "celeryconfig.py").write_text("".join(f"{name} = {value!r}\n" for name, value in config.items()))
+        (folder / "app.py").write_text(APP)
+        self.sender = Celery("sender", set_as_current=False)
+        options = options | {"data_folder_out": str(folder / "sending")}
+        self.sender.conf.update(config | {"broker_transport_options": options})
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "PLIMSOLL_"))}
+        command = ["celery", "-A", "app", "worker", f"--pool={pool}", f"--concurrency={concurrency}", "--loglevel=INFO"]
+        quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        with (folder / "log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", *command, *quiet],
+                cwd=folder,
+                env=inherited | dropin_environment(folder, **variables),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def wait(self, what: str, until: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + PATIENCE_S
+        while not (found := until()):
+            assert self.process.poll() is None, f"the worker ended before there was {what}:\n{self.log()[-3000:]}"
+            assert time.monotonic() < deadline, f"no {what} in {PATIENCE_S} s:\n{self.log()[-3000:]}"
+            time.sleep(0.05)
+        return found
+
+    def send(self, task: str, times: int = 1) -> None:
+        for _ in range(times):
+            self.sender.send_task(task)
+        # Written elsewhere and moved here whole: the transport reads what it finds, be it half a message.
+        for message in sorted((self.folder / "sending").iterdir()):
+            message.rename(self.folder / "queue" / message.name)
+        self.sent += times
+
+    def run(self, task: str, times: int) -> None:
+        """Returns when all have run, so that no task of another name runs beside them."""
+        self.send(task, times)
+        self.wait(f"count of {self.sent} tasks", lambda: self.counted() == self.sent)
+
+    def counted(self) -> int:
+        return sum(int(path.read_text() or 0) for path in (self.folder / "tasks").iterdir())
+
+    def records(self, *kinds: str) -> list[dict[str, Any]]:
+        lines = [line for path in (self.folder / "trace").glob("*.jsonl") for line in path.read_text().splitlines()]
+        found = [json.loads(line) for line in lines]
+        return [record for record in found if not kinds or record["kind"] in kinds]
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.wait(PATIENCE_S)
+
+    def kill(self) -> None:
+        """Whatever came of the test, of the session that was started here nothing stays."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(PATIENCE_S)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    started: list[Worker] = []
+
+    def starting(*args: Any, **variables: Any) -> Worker:
+        started.append(Worker(tmp_path, *args, **variables))
+        return started[-1]
+
+    yield starting
+    for worker in started:
+        worker.kill()
+
+
+@pytest.mark.parametrize(("pool", "concurrency"), [("prefork", 1), ("solo", 1), ("threads", 2)])
+def test_a_worker_that_leaks_says_in_which_task_and_line(
+    start: Callable[..., Worker], pool: str, concurrency: int
+) -> None:
+    worker = start(
+        pool,
+        concurrency,
+        tracemalloc_bootstrap_mode="armed",
+        tracemalloc_bootstrap_arm_kb=3000,
+        tracemalloc_bootstrap_window_s=2,
+    )
+    # Imports and pools of the first tasks are over before it leaks.
+    worker.run("shop.clean", 15)
+    for _ in range(20):
+        worker.run("shop.leak", 10)
+        if worker.records("window_open"):
+            break
+    worker.run("shop.leak", 20)
+    worker.run("shop.clean", 10)
+    [growth] = worker.wait("growth record", lambda: worker.records("growth"))
+    assert worker.counted() == worker.sent
+    [counter] = (worker.folder / "tasks").iterdir()
+    worker.stop()
+
+    source = (worker.folder / "app.py").read_text().splitlines()
+    top = growth["sites"][0]
+    assert (top["file"], top["function"]) == (str(worker.folder / "app.py"), "leak")
+    assert source[top["line"] - 1].endswith("# the leak")
+    # Those that ran while the window was open, be it that it closed before the last of them.
+    assert top["growth_kb"] >= LEAKED_KB * 10
+    assert top["count"] >= 10
+    in_window = {"shop.clean": {"traced_growth_kb": 0.0}} | growth["tasks"]
+    assert in_window["shop.leak"]["traced_growth_kb"] >= LEAKED_KB * 10
+    assert in_window["shop.clean"]["traced_growth_kb"] < LEAKED_KB
+
+    [opened], [closed] = worker.records("window_open"), worker.records("window_close")
+    assert opened["rss_kb"] - opened["floor_kb"] >= 3000
+    assert opened["time"] < closed["time"] and closed["reason"] == "window over"
+
+    # The last record of a task is its state at the end of the process.
+    last = {record["task"]: record for record in worker.records("task_growth")}
+    leaks, cleans = last["shop.leak"], last["shop.clean"]
+    assert (leaks["count"], cleans["count"]) == (worker.sent - 25, 25)
+    # The first leaks fill what the process held free, and cost no RSS.
+    assert leaks["rss_growth_kb"] > LEAKED_KB * leaks["count"] * 0.4
+    assert abs(cleans["rss_growth_kb"]) < leaks["rss_growth_kb"] / 4
+
+    for record in worker.records():
+        assert set(record) > {"time", "unit", "pid", "kind"}
+        assert record["unit"] == UNIT and record["pid"] == int(counter.name)
+        assert abs(record["time"] - time.time()) < 300
+    assert (int(counter.name) == worker.process.pid) == (pool != "prefork")
+    assert not counter.exists(), "a process that ends takes its count away"
+    assert worker.process.returncode == 0
+    assert "plimsoll_bootstrap:" not in worker.log()
+
+
+def test_off_is_off(start: Callable[..., Worker]) -> None:
+    worker = start("solo", 1, tracemalloc_bootstrap_mode="off")
+    worker.send("shop.leak", 12)
+    worker.send("shop.look")
+    worker.wait("look", (worker.folder / "looked.json").exists)
+    looked = json.loads((worker.folder / "looked.json").read_text())
+    worker.stop()
+    assert looked["loaded"] and not looked["tracing"]
+    assert "plimsoll" not in looked["receivers"]
+    assert list((worker.folder / "trace").iterdir()) == list((worker.folder / "tasks").iterdir()) == []
+    assert "plimsoll_bootstrap:" not in worker.log()

@@ -1,0 +1,607 @@
+"""What runs inside the user's workers: it attributes, traces within bounds, and never makes a task fail."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import ROOT, load_file
+
+MODULE = ROOT / "roles/tracemalloc_bootstrap/files/plimsoll_bootstrap.py"
+DROPIN = ROOT / "templates/tracemalloc_bootstrap/50-plimsoll-trace.conf.j2"
+MB = 1024
+
+plimsoll_bootstrap = load_file(MODULE, "plimsoll_bootstrap")
+Bootstrap, Process, Records = plimsoll_bootstrap.Bootstrap, plimsoll_bootstrap.Process, plimsoll_bootstrap.Records
+Settings, Shares, TraceLock = plimsoll_bootstrap.Settings, plimsoll_bootstrap.Shares, plimsoll_bootstrap.TraceLock
+
+
+@pytest.fixture(autouse=True)
+def complaints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test hears its own."""
+    monkeypatch.setattr(plimsoll_bootstrap, "_complained", set())
+
+
+# ---- the environment ----
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PLIMSOLL_TRACE_MODE", "on"),
+        ("PLIMSOLL_TRACE_DIR", ""),
+        ("PLIMSOLL_TRACE_ARM_KB", "50M"),
+        ("PLIMSOLL_TRACE_WINDOW_S", "inf"),
+        ("PLIMSOLL_TRACE_WINDOW_S", "nan"),
+        ("PLIMSOLL_TRACE_COOLDOWN_S", "-1"),
+        ("PLIMSOLL_TRACE_FRAMES", "many"),
+        ("PLIMSOLL_TRACE_TOP", "ten"),
+    ],
+)
+def test_a_wrong_setting_is_named(variable: str, value: str) -> None:
+    environ = {"PLIMSOLL_TRACE_MODE": "armed", "PLIMSOLL_TRACE_DIR": "/x", variable: value}
+    with pytest.raises(ValueError, match=variable):
+        Settings(environ)
+
+
+def test_what_is_not_set_has_a_default_and_off_asks_for_nothing() -> None:
+    settings = Settings({"PLIMSOLL_TRACE_MODE": "armed", "PLIMSOLL_TRACE_DIR": "/x", "PLIMSOLL_TRACE_TOP": ""})
+    assert (settings.arm_kb, settings.window_s, settings.cooldown_s) == (51200, 60, 3600)
+    assert (settings.frames, settings.top, settings.unit, settings.tasks_directory) == (1, 10, "celery", None)
+    assert Settings({"PLIMSOLL_TRACE_TOP": "ten"}).mode == "off"
+
+
+def test_the_drop_in_sets_what_is_documented_here() -> None:
+    documented = set(re.findall(r"^(PLIMSOLL_\w+) ", plimsoll_bootstrap.__doc__, re.MULTILINE))
+    assert documented == set(re.findall(r"^Environment=(PLIMSOLL_\w+)=", DROPIN.read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [({}, ""), ({"PLIMSOLL_TRACE_MODE": "False"}, "switched off: ValueError: PLIMSOLL_TRACE_MODE is 'False'")],
+)
+def test_an_import_without_a_valid_environment_does_nothing(environ: dict[str, str], said: str) -> None:
+    program = (
+        "import sys, threading, tracemalloc, plimsoll_bootstrap as it\n"
+        "assert it.bootstrap.settings is None and it.bootstrap.process is None\n"
+        "assert 'celery' not in sys.modules and threading.active_count() == 1 and not tracemalloc.is_tracing()"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-B", "-c", program], cwd=MODULE.parent, env=environ, capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert said in ran.stderr and ran.stderr.count("\n") == bool(said)
+
+
+# ---- who grew ----
+
+
+def test_growth_is_that_of_the_task_until_the_next_one_starts() -> None:
+    shares = Shares(100)
+    shares.start("a", 105)  # before any task: nobody's
+    shares.end("a", 150)
+    shares.start("b", 130)  # freed after a
+    shares.end("b", 131)
+    assert shares.growth == {"a": 25, "b": 1}
+    assert shares.count == {"a": 1, "b": 1}
+
+
+def test_tasks_that_overlap_share_evenly() -> None:
+    shares = Shares(0)
+    shares.start("a", 0)
+    shares.start("b", 10)  # a alone
+    shares.start("a", 30)  # a and b
+    shares.end("b", 60)  # a twice and b
+    shares.end("a", 70)  # a twice
+    shares.end("a", 75)
+    assert shares.growth == {"a": 10 + 10 + 20 + 10 + 5, "b": 10 + 10}
+    assert shares.count == {"a": 2, "b": 1} and not shares.running
+
+
+def test_an_end_without_a_start_counts_and_does_not_fail() -> None:
+    shares = Shares(0)
+    shares.end("a", 10)
+    shares.end("a", 30)
+    assert shares.count == {"a": 2} and not shares.running
+
+
+# ---- records ----
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_record_carries_time_unit_and_pid(tmp_path: Path) -> None:
+    records = Records(tmp_path, "u.service")
+    records.write([{"kind": "growth", "file": "caf\udce9\n.py"}, {"kind": "window_close"}])
+    records.write({"kind": "task_growth", "task": name} for name in "ab")
+    found = lines(tmp_path / f"u.service-{os.getpid()}.jsonl")
+    assert [record["kind"] for record in found] == ["growth", "window_close", "task_growth", "task_growth"]
+    assert {(record["unit"], record["pid"]) for record in found} == {("u.service", os.getpid())}
+    assert abs(found[0]["time"] - time.time()) < 60
+
+
+def test_a_file_that_is_large_makes_room_for_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plimsoll_bootstrap, "MAX_FILE_BYTES", 300)
+    records = Records(tmp_path, "u")
+    for number in range(20):
+        records.write([{"kind": "growth", "number": number}])
+    assert {path.name for path in tmp_path.iterdir()} <= {f"u-{os.getpid()}.jsonl", f"u-{os.getpid()}.1.jsonl"}
+    assert all(path.stat().st_size < 400 for path in tmp_path.iterdir())
+    assert lines(tmp_path / f"u-{os.getpid()}.1.jsonl")[-1]["number"] >= 15
+
+
+def test_old_files_of_this_unit_alone_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["u-1.jsonl", "u-2.1.jsonl", "u-3.jsonl", "u-4.jsonl", "u-x-1.jsonl", "u-notes.jsonl", ".u.lock"]
+    for age, name in enumerate(names):
+        (tmp_path / name).write_text("x" * 100)
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+
+    def left() -> list[str]:
+        return sorted({path.name for path in tmp_path.iterdir()} & set(names[:4]))
+
+    monkeypatch.setattr(plimsoll_bootstrap, "MAX_UNIT_FILES", 3)
+    Records(tmp_path, "u")
+    assert left() == ["u-1.jsonl", "u-2.1.jsonl", "u-3.jsonl"]
+    monkeypatch.setattr(plimsoll_bootstrap, "MAX_UNIT_BYTES", 250)
+    Records(tmp_path, "u")
+    assert left() == ["u-1.jsonl", "u-2.1.jsonl"]
+    assert {path.name for path in tmp_path.iterdir()} >= set(names[4:])
+
+
+def test_a_full_disk_loses_whole_records_and_is_said_once(tmp_path: Path, capfd: Any) -> None:
+    records = Records(tmp_path, "u")
+    records.write([{"kind": "first"}])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # The kernel writes as far as the limit and fails after it, as it does on a disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (records.path.stat().st_size + 20, before[1]))
+        records.write([{"kind": "second"}])
+        records.write([{"kind": "third"}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    records.write([{"kind": "fourth"}])
+    assert [record["kind"] for record in lines(records.path)] == ["first", "fourth"]
+    assert capfd.readouterr().err.count("records are lost: ") == 1
+
+
+def test_a_folder_that_is_not_there_is_said_once(tmp_path: Path, capfd: Any) -> None:
+    records = Records(tmp_path / "none", "u")
+    records.write([{"kind": "growth"}])
+    records.write([{"kind": "growth"}])
+    assert capfd.readouterr().err.count("records are lost: ") == 1
+
+
+# ---- one window at a time ----
+
+
+def test_one_has_the_lock_and_then_nobody_until_the_cooldown_is_over(tmp_path: Path) -> None:
+    one, other = TraceLock(tmp_path / "lock"), TraceLock(tmp_path / "lock")
+    assert one.acquire(60)
+    assert not other.acquire(0)
+    one.release()
+    one.release()
+    assert not other.acquire(60)
+    assert other.acquire(0)
+
+
+def test_a_process_that_is_killed_in_its_window_starts_the_cooldown_too(tmp_path: Path) -> None:
+    one, other = TraceLock(tmp_path / "lock"), TraceLock(tmp_path / "lock")
+    assert one.acquire(60)
+    os.close(one.descriptor)  # as the kernel does
+    assert not other.acquire(60)
+    assert other.acquire(0)
+
+
+@pytest.mark.parametrize("content", ["", "nonsense", "9999999999"])
+def test_a_damaged_lock_or_a_clock_set_back_does_not_shut_tracing_off(tmp_path: Path, content: str) -> None:
+    (tmp_path / "lock").write_text(content)
+    assert TraceLock(tmp_path / "lock").acquire(60)
+
+
+def test_a_lock_that_cannot_be_had_leaves_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(OSError, match="No space"):
+        TraceLock(tmp_path / "lock").acquire(60)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+# ---- which line ----
+
+SOURCE = """\
+import functools
+
+
+@functools.cache
+def outer(
+    size,
+):
+    def inner():
+        return [
+            bytes(size)
+        ]
+    return inner
+
+
+class Shop:
+    KEPT = []
+
+    async def sell(self):
+        self.KEPT.append(lambda: 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "name"), [(1, ""), (6, "outer"), (10, "outer.inner"), (12, "outer"), (16, ""), (19, "Shop.sell"), (99, "")]
+)
+def test_a_line_is_in_its_innermost_function(tmp_path: Path, line: int, name: str) -> None:
+    (tmp_path / "shop.py").write_text(SOURCE)
+    assert plimsoll_bootstrap.function_at(str(tmp_path / "shop.py"), line) == name
+
+
+@pytest.mark.parametrize("content", [None, b"def f(:\n", b"\0", b"\xff\xfe", b"def f(): 1\n" + b"#" * 600_000])
+def test_a_source_that_cannot_be_read_has_no_functions(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "shop.py").write_bytes(content)
+    assert plimsoll_bootstrap.function_at(str(tmp_path / "shop.py"), 1) == ""
+
+
+def keep(kept: list[bytes], size: int) -> None:
+    kept.append(os.urandom(size))  # grows
+
+
+def line_of(mark: str) -> int:
+    return next(number for number, text in enumerate(Path(__file__).read_text().splitlines(), 1) if mark in text)
+
+
+@pytest.fixture
+def tracing() -> Iterator[Callable[[int], None]]:
+    yield tracemalloc.start
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_the_line_that_grew_most_comes_first(tracing: Callable[[int], None], frames: int) -> None:
+    kept: list[bytes] = []
+    tracing(frames)
+    keep(kept, 100_000)
+    first = tracemalloc.take_snapshot()
+    for _ in range(10):
+        keep(kept, 20_000)
+    small = [os.urandom(5_000) for _ in range(2)]
+    freed = keep.__name__ * 2
+    second = tracemalloc.take_snapshot()
+    found = plimsoll_bootstrap.sites(first, second, 1)
+    assert len(found) == 1 and small and freed
+    callers = found[0].pop("callers", [])
+    # With callers, the first call is another site. The list's own block is held by the line too.
+    held, blocks = (200_000, 10) if frames > 1 else (300_000, 11)
+    assert found[0] == {
+        "file": __file__,
+        "line": line_of("# grows"),
+        "function": "keep",
+        "size_kb": pytest.approx(held / 1024, rel=0.01),
+        "count": pytest.approx(blocks, abs=1),
+        "growth_kb": pytest.approx(200_000 / 1024, rel=0.01),
+    }
+    assert callers[:1] == ([f"{__file__}:{line_of('keep(kept, 20_000)')}"] if frames > 1 else [])
+
+
+def test_what_shrank_or_is_of_the_tracing_is_no_site(tracing: Callable[[int], None]) -> None:
+    tracing(1)
+    kept: list[bytes] = []
+    keep(kept, 100_000)
+    first = tracemalloc.take_snapshot()
+    kept.clear()
+    second = tracemalloc.take_snapshot()
+    found = plimsoll_bootstrap.sites(first, second, 100)
+    assert line_of("# grows") not in [one["line"] for one in found if one["file"] == __file__]
+    assert not {one["file"] for one in found} & {tracemalloc.__file__, str(MODULE)}
+
+
+# ---- a process ----
+
+
+class Running:
+    """A process whose RSS is what a test says, and whose tasks run when it says."""
+
+    def __init__(self, folder: Path, mode: str = "armed", **more: str) -> None:
+        self.folder = folder
+        numbers = {"ARM_KB": str(10 * MB), "WINDOW_S": "60", "COOLDOWN_S": "3600"} | more
+        environ = {"PLIMSOLL_TRACE_MODE": mode, "PLIMSOLL_TRACE_DIR": str(folder), "PLIMSOLL_UNIT": "u"}
+        environ |= {f"PLIMSOLL_TRACE_{name}": value for name, value in numbers.items()}
+        if (folder / "tasks").exists():
+            environ["PLIMSOLL_TASKS_DIR"] = str(folder / "tasks")
+        self.bootstrap = Bootstrap()
+        self.bootstrap.settings = Settings(environ)
+        self.rss = 100 * MB
+
+    @property
+    def process(self) -> Any:
+        return self.bootstrap.process
+
+    def start(self, name: str = "a") -> None:
+        self.bootstrap.on_task_prerun(task=SimpleNamespace(name=name))
+
+    def end(self, name: str = "a", grows: int = 0) -> None:
+        self.rss += grows
+        self.bootstrap.on_task_postrun(task=SimpleNamespace(name=name))
+
+    def run(self, name: str = "a", times: int = 1, grows: int = 0) -> None:
+        for _ in range(times):
+            self.start(name)
+            self.end(name, grows)
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        path = self.folder / f"u-{os.getpid()}.jsonl"
+        return [record for record in lines(path) if record["kind"] == kind] if path.exists() else []
+
+    def open(self) -> Any:
+        self.run(times=plimsoll_bootstrap.WARM_TASKS)
+        self.run(grows=10 * MB)
+        assert self.process.window, "no window was opened"
+        return self.process.window
+
+
+@pytest.fixture
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Running]]:
+    current: list[Running] = []
+
+    def start(*args: Any, **more: str) -> Running:
+        current.append(Running(tmp_path, *args, **more))
+        return current[-1]
+
+    monkeypatch.setattr(Process, "rss_kb", lambda process: current[-1].rss)
+    yield start
+    for one in current:
+        if one.process:
+            one.process.abandon()
+    assert not tracemalloc.is_tracing()
+
+
+def test_a_window_opens_only_after_growth_over_the_floor(running: Callable[..., Running]) -> None:
+    one = running()
+    one.run(times=9, grows=20 * MB)  # warming up, however much
+    one.run(times=5, grows=2 * MB - 1)
+    assert one.process.window is None and not tracemalloc.is_tracing()
+    one.run(grows=-20 * MB)  # the floor goes down with it
+    one.run(times=10, grows=MB - 1)
+    assert one.process.window is None
+    one.run(grows=10)
+    assert one.process.window and tracemalloc.is_tracing()
+    [opened] = one.records("window_open")
+    assert opened["rss_kb"] - opened["floor_kb"] >= 10 * MB
+
+
+def test_attribution_never_traces(running: Callable[..., Running]) -> None:
+    one = running("attribution")
+    one.run(times=20, grows=20 * MB)
+    assert one.process.window is None and not one.records("window_open")
+
+
+def test_a_window_ends_with_the_site_and_the_tasks_and_the_next_one_waits(running: Callable[..., Running]) -> None:
+    one, kept = running(), []
+    one.start("long")
+    window = one.open()
+    for name, size in [("a", 50_000), ("b", 10)]:
+        one.start(name)
+        keep(kept, size)
+        one.end(name)
+    window.opened -= 60
+    one.run()
+    assert not tracemalloc.is_tracing() and one.process.window is None
+    [growth], [closed] = one.records("growth"), one.records("window_close")
+    assert growth["sites"][0]["line"] == line_of("# grows")
+    assert growth["traced_kb"] >= 48
+    assert {name: task["count"] for name, task in growth["tasks"].items()} == {"a": 2, "b": 1, "long": 0}
+    assert closed["reason"] == "window over"
+    one.process.retry_at = 0.0
+    one.run(grows=50 * MB)
+    assert one.process.window is None, "the cooldown is not over"
+
+
+def test_an_idle_window_is_closed_by_the_watch(running: Callable[..., Running]) -> None:
+    one = running()
+    window = one.open()
+    one.process.on_watch(window)
+    assert one.process.window
+    window.opened -= 60
+    one.process.on_watch(window)
+    assert one.records("window_close") and not tracemalloc.is_tracing()
+
+
+def test_a_task_that_runs_has_as_long_again_and_loses_no_growth(running: Callable[..., Running]) -> None:
+    one = running()
+    window = one.open()
+    one.start("long")
+    window.opened -= 61
+    one.process.on_watch(window)
+    assert one.process.window
+    one.rss += 7 * MB
+    window.opened -= 60
+    one.process.on_watch(window)
+    assert one.process.window is None
+    one.end("long")
+    assert one.process.shares.growth["long"] == 7 * MB
+
+
+def test_a_task_that_makes_too_many_blocks_is_not_waited_for(
+    running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = running()
+    window = one.open()
+    one.start("large")
+    monkeypatch.setattr(plimsoll_bootstrap, "TOO_MANY_BLOCKS", 0)
+    one.process.on_watch(window)
+    assert not tracemalloc.is_tracing()
+    assert one.records("window_close")[0]["reason"].startswith("refused: ")
+    assert not one.records("growth")
+
+
+def test_the_watch_itself_ends_a_short_window(running: Callable[..., Running]) -> None:
+    one = running(WINDOW_S="0.2")
+    others = set(threading.enumerate())
+    one.open()
+    [watch] = set(threading.enumerate()) - others
+    deadline = time.monotonic() + 10
+    while not one.records("window_close"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert one.records("growth")
+    watch.join(10)
+    assert not watch.is_alive()
+
+
+def test_an_application_that_traces_itself_goes_on_tracing(
+    running: Callable[..., Running], tracing: Callable[[int], None]
+) -> None:
+    tracing(1)
+    one = running()
+    window = one.open()
+    window.opened -= 60
+    one.run()
+    assert one.records("growth") and tracemalloc.is_tracing()
+    tracemalloc.stop()
+
+
+def test_growth_is_written_for_tasks_that_ran_and_at_the_end(running: Callable[..., Running]) -> None:
+    one = running("attribution")
+    one.run("a", times=3, grows=MB)
+    one.run("b")
+    assert not one.records("task_growth")
+    one.process.write_at = 0.0
+    one.run("a", grows=MB)
+    one.run("a", grows=MB)
+    one.bootstrap.on_shutdown()
+    found = [(record["task"], record["count"], record["rss_growth_kb"]) for record in one.records("task_growth")]
+    assert found == [("a", 4, 4 * MB), ("b", 1, 0), ("a", 5, 5 * MB)]
+
+
+def test_the_end_of_the_process_closes_the_window(running: Callable[..., Running]) -> None:
+    one = running()
+    one.open()
+    one.bootstrap.on_shutdown()
+    assert one.records("window_close")[0]["reason"] == "process ends" and one.records("growth")
+
+
+def test_the_count_is_published_and_only_those_of_the_dead_are_removed(
+    running: Callable[..., Running], tmp_path: Path
+) -> None:
+    (tmp_path / "tasks").mkdir()
+    for name in ("4194305", "1", "notes.txt"):  # above the largest pid there is; alive; somebody's own
+        (tmp_path / "tasks" / name).write_text("7\n")
+    one = running("attribution")
+    one.run(times=11)
+    assert (tmp_path / "tasks" / str(os.getpid())).read_text() == "11\n"
+    assert {path.name for path in (tmp_path / "tasks").iterdir()} == {"1", "notes.txt", str(os.getpid())}
+    one.bootstrap.on_shutdown()
+    assert {path.name for path in (tmp_path / "tasks").iterdir()} == {"1", "notes.txt"}
+
+
+# ---- what goes wrong ----
+
+
+def test_a_failure_switches_off_is_said_once_and_fails_no_task(
+    running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    one = running()
+    one.open()
+
+    def broken(process: Any) -> int:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(Process, "rss_kb", broken)
+    one.run(times=3)
+    one.bootstrap.on_shutdown()
+    assert one.bootstrap.settings is None
+    assert not tracemalloc.is_tracing(), "it would trace for ever"
+    said = capfd.readouterr().err
+    assert said == f"plimsoll_bootstrap: process {os.getpid()}: switched off: RuntimeError: no such luck\n"
+
+
+@pytest.mark.parametrize("broken", ["take_snapshot", "get_traced_memory"])
+def test_a_window_that_cannot_start_leaves_neither_tracing_nor_the_lock(
+    running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Any, broken: str
+) -> None:
+    def fails() -> None:
+        raise MemoryError
+
+    one = running()
+    monkeypatch.setattr(tracemalloc, broken, fails)
+    one.run(times=plimsoll_bootstrap.WARM_TASKS)
+    one.run(grows=10 * MB)
+    assert not tracemalloc.is_tracing()
+    assert "switched off: MemoryError" in capfd.readouterr().err
+    assert not TraceLock(tmp_path / ".u.lock").acquire(60), "the next child would fail the same way at once"
+    assert TraceLock(tmp_path / ".u.lock").acquire(0)
+
+
+def test_a_full_disk_opens_no_window_and_switches_nothing_off(
+    running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Any
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "tasks").mkdir()
+    one = running()
+    monkeypatch.setattr(os, "pwrite", full)
+    one.run(times=plimsoll_bootstrap.WARM_TASKS)
+    one.run(times=2, grows=10 * MB)
+    assert one.bootstrap.settings and one.process.window is None
+    assert one.process.shares.growth["a"] == 20 * MB
+    said = capfd.readouterr().err
+    assert said.count("no window is opened") == said.count("is not published") == 1 and said.count("\n") == 2
+
+
+def test_a_fork_stops_tracing_in_the_child_alone_and_waits_for_no_lock(
+    running: Callable[..., Running], tmp_path: Path
+) -> None:
+    one = running()
+    one.open()
+    gc.collect()
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with one.process.lock, one.bootstrap.creating:
+            held.set()
+            go.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(10)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(10)
+            one.bootstrap.on_fork()
+            quiet = not tracemalloc.is_tracing() and one.process is None
+            one.run(times=2)
+            os._exit(0 if quiet and one.process.finished == 2 else 1)
+        finally:
+            os._exit(2)
+    _, status = os.waitpid(child, 0)
+    go.set()
+    holder.join()
+    assert status == 0
+    assert tracemalloc.is_tracing()
+    assert not TraceLock(tmp_path / ".u.lock").acquire(0), "the child gave the parent's lock away"
