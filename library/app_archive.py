@@ -10,8 +10,8 @@ short_description: Packs an application and its wheels for the Python of the hos
 version_added: "0.1.0"
 author: the plimsoll contributors
 description:
-  - Runs on the controller. Makes one archive a target (Python version and machine), named by a digest of the source, its
-    requirements and the target. An archive that is there already is kept, with no request to a package index.
+  - Runs on the controller. Makes one archive a target (Python version and machine), named by a digest of the source,
+    its requirements and the target. An archive that is there already is kept, with no request to a package index.
 options:
   source:
     description: The application, a directory or a wheel.
@@ -97,7 +97,7 @@ def main():
     try:
         listed = module.params["requirements"]
         requirements = Path(listed).read_text() if listed else ""
-        files = [(name, file.read_bytes()) for name, file in members(source)]
+        files = members(source)
         for target in module.params["targets"]:
             python_version, machine = target["python_version"], target["machine"]
             name = digest(files, requirements, python_version, machine)

@@ -72,6 +72,7 @@ previous:
   returned: always
 """
 
+import os
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -92,6 +93,8 @@ SPEC = {
 
 def main():
     module = AnsibleModule(SPEC, supports_check_mode=True)
+    # The workers' user is to read what root makes, on a hardened host too.
+    os.umask(0o022)
     given = module.params
     home, digest = Path(given["home"]), given["digest"]
     before = current(home)

@@ -86,6 +86,7 @@ paths:
 """
 
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -112,8 +113,11 @@ SPEC = {
 
 def entry(item, secret):
     if item["state"] == "absent":
-        return Entry(item["path"], "absent")
+        return Entry(item["path"], "absent", secret=secret)
     mode = item["mode"] or ("0755" if item["state"] == "directory" else "0644")
+    # YAML turns 0644 without quotes into 420.
+    if not re.fullmatch("[0-7]{4}", mode):
+        raise ValueError(f"{item['path']}: mode '{mode}' is not four octal digits in quotes, as in \"0644\"")
     content = item["content"] if item["state"] == "file" else ""
     return Entry(item["path"], item["state"], content, int(mode, 8), item["owner"], item["group"], secret)
 
@@ -149,6 +153,8 @@ def complaints(entries):
 
 def main():
     module = AnsibleModule(SPEC, supports_check_mode=True)
+    # Of folders above a file: services that are not root read below them, on a hardened host too.
+    os.umask(0o022)
     try:
         desired = [entry(item, False) for item in module.params["files"]]
         desired += [entry(item, True) for item in module.params["secret_files"]]

@@ -10,8 +10,8 @@ short_description: Packs the logs of plimsoll on a host into one file to fetch
 version_added: "0.1.0"
 author: the plimsoll contributors
 description:
-  - Fetching files one by one costs a module run each. This packs them into one deterministic tar.gz, to be fetched by one
-    M(ansible.builtin.fetch) without become, which streams it by SFTP.
+  - Fetching files one by one costs a module run each. This packs them into one deterministic tar.gz, to be fetched by
+    one M(ansible.builtin.fetch) without become, which streams it by SFTP.
 options:
   root:
     description: Directory with C(samples) and C(trace).

@@ -6,6 +6,7 @@ controller unpacks it with no trust in the host.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
@@ -20,6 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .files import whole
+
 # What may be in a bundle, by whole name. Dots are only inside a name, so no part of it can be `..`.
 # Within the 100 characters of a plain tar header: unpack() takes no extended ones.
 MEMBER = re.compile(
@@ -28,6 +31,7 @@ MEMBER = re.compile(
 MAX_MEMBERS = 20_000
 MAX_UNPACKED_BYTES = 4 << 30
 READ_AT_ONCE = 1 << 20
+NOT_REGULAR = "not a regular file"
 
 
 class BundleError(Exception):
@@ -58,18 +62,28 @@ def listing(root: Path, folders: Sequence[str]) -> tuple[list[tuple[str, Path]],
             continue
         for file in sorted(base.iterdir()):
             name = f"{folder}/{file.name}"
-            if not stat.S_ISREG(file.lstat().st_mode):
-                skipped.append(f"{name}: not a regular file")
-            elif MEMBER.fullmatch(name):
+            if not MEMBER.fullmatch(name):
+                # The writers' own scratch files and locks.
+                continue
+            try:
+                regular = stat.S_ISREG(file.lstat().st_mode)
+            except FileNotFoundError:
+                # Retention removed it in between.
+                continue
+            if regular:
                 found.append((name, file))
-            # Other names are the writers' own scratch files and locks.
+            else:
+                skipped.append(f"{name}: {NOT_REGULAR}")
     return found, skipped
 
 
 def _content(file: Path, limit: int) -> bytes:
     """A file's whole lines: one that is being written to may end in the middle of one. Never follows a link."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+    # The file may have become a pipe since it was listed, which would be waited for.
+    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, NOT_REGULAR)
         content = stream.read(limit + 1)
     if len(content) > limit:
         raise BundleError(f"{file} alone is over the {limit} bytes that are left; raise log_bundle's max_bytes")
@@ -81,42 +95,41 @@ def _content(file: Path, limit: int) -> bytes:
 def pack(members: Sequence[tuple[str, Path]], meta: bytes, target: Path, max_bytes: int) -> Packed:
     """Write the bundle at target by one rename. The same contents give the same bytes, whenever and wherever.
 
-    max_bytes bounds the sum of the contents; memory holds one file at a time. Raises BundleError past the bound or where
-    the disk has no room for it, and OSError.
+    max_bytes bounds the sum of the contents; memory holds one file at a time. Raises BundleError past the bound or
+    where the disk has no room for it, and OSError.
     """
     free = shutil.disk_usage(target.parent).free
-    total = sum(file.lstat().st_size for _, file in members) + len(meta)
+    total = sum(_size(file) for _, file in members) + len(meta)
     if total > max_bytes:
         raise BundleError(f"{total} bytes of logs are over max_bytes ({max_bytes}); raise it or collect more often")
     if total > free:
         raise BundleError(f"{target.parent}: {free} bytes free, up to {total} needed for the bundle; make room there")
     skipped, left, files = [], max_bytes - len(meta), 0
-    scratch = Path(tempfile.mkstemp(dir=target.parent, prefix=".bundle.")[1])
+    with (
+        whole(target, 0o600) as raw,
+        gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.GNU_FORMAT) as archive,
+    ):
+        _add(archive, "meta.json", meta)
+        for name, file in members:
+            try:
+                content = _content(file, left)
+            except OSError as error:
+                # Retention removed it in between, or it became a link.
+                skipped.append(f"{name}: {error.strerror}")
+                continue
+            left -= len(content)
+            files += 1
+            _add(archive, name, content)
+    return Packed(sha256(target), target.stat().st_size, max_bytes - left, files, tuple(skipped))
+
+
+def _size(file: Path) -> int:
     try:
-        with scratch.open("wb") as raw:
-            with (
-                gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0) as zipped,
-                tarfile.open(fileobj=zipped, mode="w", format=tarfile.GNU_FORMAT) as archive,
-            ):
-                _add(archive, "meta.json", meta)
-                for name, file in members:
-                    try:
-                        content = _content(file, left)
-                    except OSError as error:
-                        # Retention removed it in between, or it became a link.
-                        skipped.append(f"{name}: {error.strerror}")
-                        continue
-                    left -= len(content)
-                    files += 1
-                    _add(archive, name, content)
-            raw.flush()
-            os.fsync(raw.fileno())
-        result = Packed(sha256(scratch), scratch.stat().st_size, max_bytes - left, files, tuple(skipped))
-        scratch.replace(target)
-    except BaseException:
-        scratch.unlink()
-        raise
-    return result
+        return file.lstat().st_size
+    except FileNotFoundError:
+        # Retention removed it; reading it will say so.
+        return 0
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -182,8 +195,9 @@ def unpack(
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         count, left = 0, max_bytes
-        # As a stream ("r|gz"): a member is looked at before anything behind it is read.
-        with tarfile.open(bundle, mode="r|gz", tarinfo=_PlainHeader) as archive:
+        # As a stream ("r|"): a member is looked at before anything behind it is read. Through gzip, since tarfile's own
+        # reader of it checks no checksum and takes a cut between two members for the end.
+        with gzip.open(bundle) as zipped, tarfile.open(fileobj=zipped, mode="r|", tarinfo=_PlainHeader) as archive:
             for member in archive:
                 count += 1
                 if count > max_members:
@@ -199,6 +213,8 @@ def unpack(
                 file.parent.mkdir(exist_ok=True)
                 with file.open("xb") as out:
                     shutil.copyfileobj(content, out, READ_AT_ONCE)
+            if zipped.read(1):
+                raise BundleError("it is damaged: there is more behind its end; collect again")
         if not (scratch / "meta.json").exists():
             raise BundleError("it holds no meta.json; the host's plimsoll may be of another version: deploy again")
         _swap(scratch, target)

@@ -7,13 +7,19 @@ import grp
 import os
 import pwd
 import stat
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+
+from .files import whole
 
 HIDDEN = "(content hidden: secret)\n"
+KINDS = {
+    "file": "a file",
+    "directory": "a directory",
+    "absent": "absent",
+    "other": "neither a file nor a directory",
+}
 
 
 @dataclass(frozen=True)
@@ -54,23 +60,26 @@ def _describe(entry: Entry, hide: bool, changed: bool = False) -> str:
         return head
     if hide:
         return head + (HIDDEN.replace("hidden", "changed, hidden") if changed else HIDDEN)
-    return head + entry.content
+    # Ansible fails a task, after its work is done, whose result holds bytes that are no text.
+    return head + entry.content.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def plan(desired: Sequence[Entry], current: Sequence[Entry]) -> list[Change]:
     """Changes that bring current to desired (same paths, same order), in the order declared.
 
     Raises ValueError where a path holds something that no change of content can mend, such as a directory where a file
-    is wanted: removing that is not ours to decide.
+    or nothing is wanted: removing that is not ours to decide.
     """
     changes = []
     for want, have in zip(desired, current):
-        if have.state not in ("absent", want.state) and want.state != "absent":
-            raise ValueError(f"{want.path} is a {have.state} and not a {want.state}; move it away first")
         if want.state == "absent":
-            same = have.state == "absent"
+            same, mendable = have.state == "absent", have.state != "directory"
         else:
             same = dataclasses.replace(have, secret=want.secret) == want
+            mendable = have.state in ("absent", want.state)
+        if not mendable:
+            kind, wanted = KINDS[have.state], KINDS[want.state]
+            raise ValueError(f"{want.path} is {kind}, and is to be {wanted}; move it away first")
         if not same:
             changes.append(Change(before=have, after=want))
     return changes
@@ -79,7 +88,7 @@ def plan(desired: Sequence[Entry], current: Sequence[Entry]) -> list[Change]:
 def read(path: str) -> Entry:
     """The entry as it is on this host; a link is followed, as a service that reads the file would. Raises OSError."""
     try:
-        found = os.stat(path)
+        found = Path(path).stat()
     except FileNotFoundError:
         return Entry(path, "absent")
     state = "file" if stat.S_ISREG(found.st_mode) else "directory" if stat.S_ISDIR(found.st_mode) else "other"
@@ -121,21 +130,12 @@ def write(entry: Entry) -> None:
         path.chmod(entry.mode)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(entry.content.encode(errors="surrogateescape"))
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchown(file.fileno(), uid, gid)
-            os.fchmod(file.fileno(), entry.mode)
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
+    with whole(path, entry.mode) as file:
+        file.write(entry.content.encode(errors="surrogateescape"))
+        os.fchown(file.fileno(), uid, gid)
 
 
-def unit_of(path: str) -> Optional[str]:
+def unit_of(path: str) -> str | None:
     """The unit that a path under a systemd unit directory belongs to; None for other paths.
 
     A template is named with an instance, since systemd-analyze verifies only what could run.
@@ -149,4 +149,5 @@ def unit_of(path: str) -> Optional[str]:
 
 def fragment(unit: str) -> str:
     """Name of the file that defines a unit named by unit_of(): an instance is defined by its template."""
-    return unit.replace("@verify.", "@.")
+    name, at, instance = unit.partition("@")
+    return f"{name}@.{instance.rpartition('.')[2]}" if at else unit

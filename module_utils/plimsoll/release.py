@@ -17,9 +17,11 @@ import subprocess
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Optional
+
+from .files import whole
 
 FORMAT = b"plimsoll release 1"
 SKIPPED = {"__pycache__", ".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
@@ -65,36 +67,37 @@ def members(source: Path) -> list[tuple[str, Path]]:
     return sorted(found)
 
 
-def digest(files: Iterable[tuple[str, bytes]], requirements: str, python_version: str, machine: str) -> str:
-    """16 hex digits that name a release: the same inputs give the same name on every controller."""
+def digest(files: Iterable[tuple[str, Path]], requirements: str, python_version: str, machine: str) -> str:
+    """16 hex digits that name a release: the same inputs give the same name on every controller.
+
+    files is what members() gives; of a file count what pack() keeps: name, content and the executable bit.
+    """
     total = hashlib.sha256(FORMAT)
     for text in (requirements, python_version, machine):
         total.update(b"\0" + text.encode())
-    for name, content in files:
-        total.update(b"\0" + name.encode() + b"\0" + hashlib.sha256(content).digest())
+    for name, file in files:
+        total.update(b"\0%s\0%o\0" % (os.fsencode(name), _mode(file)) + hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()[:16]
+
+
+def _mode(file: Path) -> int:
+    return 0o755 if file.stat().st_mode & 0o100 else 0o644
 
 
 def pack(path: Path, entries: Sequence[tuple[str, Path]]) -> None:
     """Write a tar.gz that depends on names, contents and the executable bit alone. Appears by one rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as scratch:
-        try:
-            # Wheels are compressed already: more effort would buy nothing.
-            with (
-                gzip.GzipFile(fileobj=scratch, mode="wb", compresslevel=1, mtime=0) as zipped,
-                tarfile.open(fileobj=zipped, mode="w", format=tarfile.GNU_FORMAT) as archive,
-            ):
-                for name, file in entries:
-                    content = file.read_bytes()
-                    member = tarfile.TarInfo(name)
-                    member.size = len(content)
-                    member.mode = 0o755 if os.access(file, os.X_OK) else 0o644
-                    archive.addfile(member, io.BytesIO(content))
-            os.replace(scratch.name, path)
-        except BaseException:
-            os.unlink(scratch.name)
-            raise
+    # Wheels are compressed already: more effort would buy nothing.
+    with (
+        whole(path) as raw,
+        gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=1, mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.GNU_FORMAT) as archive,
+    ):
+        for name, file in entries:
+            content = file.read_bytes()
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), _mode(file)
+            archive.addfile(member, io.BytesIO(content))
 
 
 def build(
@@ -157,10 +160,10 @@ def installed(home: Path, name: str) -> bool:
     return (home / "releases" / name / ".complete").exists()
 
 
-def current(home: Path) -> Optional[str]:
+def current(home: Path) -> str | None:
     """The release that runs, or None."""
     link = home / "current"
-    return Path(os.readlink(link)).name if link.is_symlink() else None
+    return link.readlink().name if link.is_symlink() else None
 
 
 def install(
@@ -173,21 +176,15 @@ def install(
     release = home / "releases" / name
     shutil.rmtree(release, ignore_errors=True)
     (release / "app").mkdir(parents=True)
-    with tempfile.TemporaryDirectory(dir=home) as scratch, tarfile.open(archive) as packed:
-        for member in packed:
-            # The controller made this archive; the check is against a damaged one.
-            if not member.isfile() or ".." in Path(member.name).parts or member.name.startswith("/"):
-                raise ReleaseError(f"{archive}: unexpected member {member.name}; remove the file and run again")
-            base = Path(scratch) if member.name.startswith("wheels/") else release
-            target = base / member.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            content = packed.extractfile(member)
-            assert content is not None
-            with target.open("wb") as out:
-                shutil.copyfileobj(content, out)
-            target.chmod(member.mode)
+    with tempfile.TemporaryDirectory(dir=home) as scratch:
         wheels = Path(scratch) / "wheels"
-        uv = _uv(wheels, Path(scratch))
+        try:
+            _unpack(archive, release, Path(scratch))
+            uv = _uv(wheels, Path(scratch))
+        except (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ReleaseError(
+                f"{archive} is damaged ({error}); remove it from .plimsoll/releases on the controller and run again"
+            ) from None
         quiet = ["--quiet", "--offline", "--no-config"]
         _run("making the venv", [uv, "venv", *quiet, "--python", python, str(release / "venv")])
         _run(
@@ -205,6 +202,26 @@ def install(
     (release / ".complete").touch()
 
 
+def _unpack(archive: Path, release: Path, scratch: Path) -> None:
+    """Wheels go to scratch/wheels, all else to the release."""
+    with gzip.open(archive) as zipped:
+        with tarfile.open(fileobj=zipped, mode="r|") as packed:
+            for member in packed:
+                # The controller made this archive; the check is against a damaged one.
+                if not member.isfile() or ".." in Path(member.name).parts or member.name.startswith("/"):
+                    raise tarfile.ReadError(f"unexpected member {member.name}")
+                target = (scratch if member.name.startswith("wheels/") else release) / member.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                content = packed.extractfile(member)
+                assert content is not None
+                with target.open("wb") as out:
+                    shutil.copyfileobj(content, out)
+                target.chmod(member.mode)
+        # tarfile takes a damaged header for the end; gzip compares its checksum only at its own.
+        while zipped.read(1 << 20):
+            pass
+
+
 def run_in_release(
     release: Path, user: str, environment: dict[str, str], code: str, *args: str
 ) -> subprocess.CompletedProcess[str]:
@@ -219,14 +236,22 @@ def run_in_release(
 
 
 def check_import(release: Path, app: str, user: str, environment: dict[str, str]) -> None:
-    """Find the Celery application as `celery --app` does. Raises ReleaseError with the last line of its traceback."""
+    """Find the Celery application as `celery --app` does. Raises ReleaseError with the exception and its place."""
     ran = run_in_release(release, user, environment, FIND_APP, app)
     if ran.returncode:
-        lines = [line for line in ran.stderr.splitlines() if line.strip()] or ["no output"]
-        where = next((line.strip() for line in reversed(lines) if line.lstrip().startswith("File ")), "")
-        raise ReleaseError(
-            f"celery_worker_app '{app}' does not import: {lines[-1]} {f'({where})' if where else ''}".rstrip()
-        )
+        raise ReleaseError(f"celery_worker_app '{app}' does not import: {_reason(ran.stderr, release / 'app')}")
+
+
+def _reason(said: str, ours: Path) -> str:
+    """A traceback in one line: the exception, and the last place in our own code or, where there is none, of all."""
+    lines = [line for line in said.splitlines() if line.strip()] or ["no output"]
+    places = [number for number, line in enumerate(lines) if line.startswith("  File ")]
+    if not places:
+        return lines[-1]
+    # A message may have several lines, of which the last says least.
+    start = next((number for number in range(places[-1], len(lines)) if not lines[number].startswith(" ")), -1)
+    where = next((number for number in reversed(places) if str(ours) in lines[number]), places[-1])
+    return f"{' '.join(line.strip() for line in lines[start:])[:400]} ({lines[where].strip()})"
 
 
 def ping(
@@ -245,15 +270,17 @@ def ping(
 
 
 def activate(home: Path, name: str, keep: int) -> None:
-    """Point current at a complete release by one rename, and remove the oldest of the others but for `keep`."""
+    """Point current at a complete release by one rename, and remove the others but for the last `keep` that ran."""
     scratch = home / ".current.new"
     scratch.unlink(missing_ok=True)
     scratch.symlink_to(Path("releases") / name)
-    os.replace(scratch, home / "current")
-    others = sorted(
-        (path for path in (home / "releases").iterdir() if path.name != name), key=lambda path: path.stat().st_mtime
-    )
-    for old in others[: max(0, len(others) - keep)]:
+    scratch.replace(home / "current")
+    # The time of a release is when it last became current: one that was gone back to is not old.
+    os.utime(home / "releases" / name)
+    others = [path for path in (home / "releases").iterdir() if path.name != name]
+    # One that failed is nothing to go back to, and must not take the place of one that is.
+    whole = sorted((path for path in others if installed(home, path.name)), key=lambda path: path.stat().st_mtime)
+    for old in set(others) - set(whole[max(0, len(whole) - keep) :]):
         shutil.rmtree(old)
 
 
