@@ -28,6 +28,8 @@ PRIVATE_NETWORK = ipaddress.ip_network("192.168.128.0/17")
 SIDE_BY_SIDE = 10
 # A new instance passes through offline between provisioning and booting; one that stays there needs a boot.
 OFFLINE_GRACE_S = 30.0
+# A boot that fails thrice is not going to work by waiting.
+BOOT_TRIES = 3
 POLL_FIRST_S, POLL_MOST_S = 1.0, 5.0
 # One look-up and one more POST settle a lost answer; what is lost three times in a row is not an accident.
 CREATE_TRIES = 3
@@ -449,6 +451,7 @@ def _settle(results: dict[str, Result], name: str, api: Api, deadline: Deadline)
     """Poll one listing for all until each instance runs, or is gone; results is updated in place."""
     pending = {label for label, result in results.items() if not result.error and not _settled(result)}
     offline_since: dict[str, float] = {}
+    boots: dict[str, int] = {}
     interval, trouble = POLL_FIRST_S, ""
     while pending:
         try:
@@ -472,7 +475,13 @@ def _settle(results: dict[str, Result], name: str, api: Api, deadline: Deadline)
                 since = offline_since.setdefault(label, deadline.now())
                 if deadline.now() - since >= OFFLINE_GRACE_S:
                     offline_since.pop(label)
-                    _nudge(api, seen)
+                    if boots.get(label, 0) == BOOT_TRIES:
+                        why = f"is still {seen.status} after {BOOT_TRIES} boots{_failure(api, seen)}"
+                        results[label] = replace(results[label], error=why)
+                        pending.discard(label)
+                    else:
+                        boots[label] = boots.get(label, 0) + 1
+                        _nudge(api, seen)
             else:
                 offline_since.pop(label, None)
         if not pending:
@@ -500,6 +509,18 @@ def _nudge(api: Api, one: Instance) -> None:
         api.post(f"{INSTANCES}/{one.id}/boot")
     except (Refused, NoAnswer):
         return
+
+
+def _failure(api: Api, one: Instance) -> str:
+    """What the API's own events say of the last failure of an instance, as the end of a sentence."""
+    filters = {"entity.id": one.id, "entity.type": "linode", "+order_by": "id", "+order": "desc"}
+    try:
+        events = api.list("/account/events", filters)
+    except LinodeError:
+        return ""
+    failed = next((event for event in events if event.get("status") == "failed"), {})
+    said = " ".join(str(failed.get("message") or "").split())[:300]
+    return f"; its last failed event, {failed.get('action')}, says: {said or 'nothing'}" if failed else ""
 
 
 def as_data(steps: Sequence[Step]) -> list[dict[str, Any]]:

@@ -19,11 +19,14 @@ from typing import Any
 
 from . import image
 from .driver import DriverError
-from .qemu import QemuDriver
+from .qemu import Machines, QemuDriver
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HOME = Path(os.environ.get("PLIMSOLL_LAB_HOME") or ROOT / ".plimsoll" / "lab")
-PORT = int(os.environ.get("PLIMSOLL_LAB_PORT") or 18480)
+FIRST_PORT = 18480
+PORT = int(os.environ.get("PLIMSOLL_LAB_PORT") or FIRST_PORT)
+# Labs side by side, each with a home and a port of its own, share neither addresses nor the guests' private network.
+NETWORK = (PORT - FIRST_PORT) % 250
 URL = f"http://127.0.0.1:{PORT}"
 KEY, TOKEN, PID, LOG = HOME / "id_ed25519", HOME / "token", HOME / "server.pid", HOME / "server.log"
 SERVER_ANSWERS_WITHIN_S = 60.0
@@ -37,7 +40,7 @@ def _driver() -> QemuDriver:
     built = image.cached()
     if built is None:
         raise LabError("the lab's image is not built; run: scripts/lab up")
-    return QemuDriver(HOME / "vms", built)
+    return QemuDriver(HOME / "vms", built, NETWORK)
 
 
 def _server_pid() -> int | None:
@@ -111,7 +114,7 @@ def serve() -> None:
 
     from .server import create_app
 
-    app = create_app(_driver(), token=TOKEN.read_text(), state_path=HOME / "api.json")
+    app = create_app(_driver(), token=TOKEN.read_text(), state_path=HOME / "api.json", network=NETWORK)
     uvicorn.run(app, host="127.0.0.1", port=PORT, log_level="warning")
 
 
@@ -127,11 +130,10 @@ def down() -> None:
     if not HOME.exists():
         print("lab: nothing to remove")
         return
-    if (HOME / "vms").exists() and image.cached() is not None:
-        driver = _driver()
-        for instance in driver.instances():
-            driver.delete(instance)
-            print(f"lab: machine {instance} removed")
+    machines = Machines(HOME / "vms")
+    for instance in machines.instances():
+        machines.delete(instance)
+        print(f"lab: machine {instance} removed")
     shutil.rmtree(HOME)
     print("lab: down; its image stays in the cache for the next time")
 
@@ -151,11 +153,11 @@ def env() -> None:
 
 
 def ssh(name: str, command: list[str]) -> None:
-    """Log in to a machine by its label, its host key checked against the project's own known_hosts."""
+    """Log in to a machine by its label, its host key checked against those that provisioning pinned."""
     found = [machine for machine in _call("GET", "/lab/status")["instances"] if machine["label"] == name]
     if not found:
         raise LabError(f"no instance is labelled {name}; scripts/lab status lists them")
-    known_hosts = ROOT / ".plimsoll" / "known_hosts"
+    known_hosts = HOME / "controller" / "known_hosts"
     options = [
         f"HostKeyAlias={name}",
         f"UserKnownHostsFile={known_hosts}",

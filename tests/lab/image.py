@@ -38,7 +38,8 @@ printf 'lab\n' > "$root/etc/hostname"
 printf '127.0.0.1 localhost\n' > "$root/etc/hosts"
 printf '/dev/vda / ext4 rw,noatime 0 1\n' > "$root/etc/fstab"
 rm -f "$root"/etc/ssh/ssh_host_*
-printf 'PermitRootLogin prohibit-password\nPasswordAuthentication no\nUseDNS no\n' > "$root/etc/ssh/sshd_config.d/lab.conf"
+printf 'PermitRootLogin prohibit-password\nPasswordAuthentication no\nUseDNS no\n' \
+    > "$root/etc/ssh/sshd_config.d/lab.conf"
 printf '[Match]\nName=eth0\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\nLinkLocalAddressing=no\n' \
     > "$root/etc/systemd/network/10-eth0.network"
 install -m 0755 "$GUEST/lab-firstboot" "$root/usr/local/sbin/lab-firstboot"

@@ -24,7 +24,7 @@ KERNEL_STARTS_WITHIN_S = 8.0  # a stock kernel prints its first line in under 2 
 BOOT_DEADLINE_S = 120.0
 SHUTDOWN_DEADLINE_S = 90.0
 # Guests talk to one another over a virtual Ethernet: frames as multicast datagrams on the loopback interface.
-PRIVATE_NETWORK = "239.192.18.1:41018"
+PRIVATE_NETWORK, PRIVATE_NETWORK_PORT = "239.192.18.1", 41018
 
 
 def accelerator(image: Image, cache: Path) -> str:
@@ -75,74 +75,12 @@ def _kernel_starts(image: Image, accelerator: str) -> bool:
     return b"Linux version" in seen
 
 
-class QemuDriver:
-    """Driver of tests/lab/driver.py on QEMU. `home` holds a directory an instance."""
+class Machines:
+    """The machines under a directory, one directory each, whatever image they were made of."""
 
-    def __init__(self, home: Path, image: Image) -> None:
+    def __init__(self, home: Path) -> None:
         self._home = home
-        self._image = image
         home.mkdir(parents=True, exist_ok=True)
-        self.accelerator = accelerator(image, home / "accelerator.json")
-
-    def create(self, spec: VMSpec) -> None:
-        """Lay down the disk overlay and the seed. Raises DriverError when the metadata asks for what is not there."""
-        files = seed.tar(spec)
-        home = self._dir(spec.instance_id)
-        home.mkdir(parents=True, exist_ok=True)
-        # virtio-blk wants whole sectors; tar pads its own end, and zeros after it are its end mark.
-        (home / "seed.tar").write_bytes(files + b"\0" * (-len(files) % 512))
-        (home / "seed.tar").chmod(0o600)
-        _run(
-            "qemu-img",
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-F",
-            "raw",
-            "-b",
-            str(self._image.disk),
-            str(home / "disk.qcow2"),
-        )
-        (home / "spec.json").write_text(json.dumps(dataclasses.asdict(dataclasses.replace(spec, user_data=""))))
-
-    def boot(self, instance_id: int) -> None:
-        """Start the machine and return when its kernel runs; sshd answers some seconds later, as on a Linode."""
-        home = self._dir(instance_id)
-        if self.state(instance_id) == "running":
-            return
-        if not (home / "spec.json").exists():
-            raise DriverError(f"instance {instance_id} has no disk in {home}")
-        spec = json.loads((home / "spec.json").read_text())
-        serial = home / "serial.log"
-        serial.unlink(missing_ok=True)
-        network = ["-netdev", f"user,id=public,restrict=off,ipv6=off,hostfwd=tcp:{spec['public_ipv4']}:22-:22"]
-        network += ["-device", f"virtio-net-pci,netdev=public,mac={_mac(0, instance_id)},romfile="]
-        if spec["private_ipv4"]:
-            network += ["-netdev", f"socket,id=private,mcast={PRIVATE_NETWORK},localaddr=127.0.0.1"]
-            network += ["-device", f"virtio-net-pci,netdev=private,mac={_mac(1, instance_id)},romfile="]
-        _run(
-            "qemu-system-x86_64",
-            *("-name", f"plimsoll-lab-{instance_id}", "-accel", self.accelerator, "-cpu", "max"),
-            *("-m", str(spec["memory_mb"]), "-smp", str(spec["vcpus"]), "-display", "none", "-no-user-config"),
-            *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)),
-            *("-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet loglevel=5"),
-            *("-drive", f"file={home / 'disk.qcow2'},if=virtio,format=qcow2,cache=unsafe"),
-            *("-drive", f"file={home / 'seed.tar'},if=virtio,format=raw,readonly=on"),
-            *network,
-            *("-device", "virtio-rng-pci", "-serial", f"file:{serial}", "-monitor", "none"),
-            *("-qmp", f"unix:{home / 'qmp'},server=on,wait=off"),
-            *("-daemonize", "-pidfile", str(home / "pid")),
-        )
-        deadline = time.monotonic() + BOOT_DEADLINE_S
-        while not (serial.exists() and serial.stat().st_size):
-            if self.state(instance_id) != "running":
-                raise DriverError(f"{spec['label']}: QEMU ended while booting; see {serial}")
-            if time.monotonic() > deadline:
-                raise DriverError(
-                    f"{spec['label']}: nothing on the serial console in {BOOT_DEADLINE_S:.0f} s; see {serial}"
-                )
-            time.sleep(0.2)
 
     def shutdown(self, instance_id: int) -> None:
         """Press the power button; a guest that ignores it for SHUTDOWN_DEADLINE_S loses its power."""
@@ -196,6 +134,79 @@ class QemuDriver:
                 stream.write(json.dumps({"execute": name}) + "\n")
                 stream.flush()
                 stream.readline()
+
+
+class QemuDriver(Machines):
+    """Driver of tests/lab/driver.py on QEMU. `home` holds a directory an instance.
+
+    network tells labs on one machine apart, 0 to 249.
+    """
+
+    def __init__(self, home: Path, image: Image, network: int = 0) -> None:
+        super().__init__(home)
+        self._image = image
+        self._private = f"{PRIVATE_NETWORK}:{PRIVATE_NETWORK_PORT + network}"
+        self.accelerator = accelerator(image, home / "accelerator.json")
+
+    def create(self, spec: VMSpec) -> None:
+        """Lay down the disk overlay and the seed. Raises DriverError when the metadata asks for what is not there."""
+        files = seed.tar(spec)
+        home = self._dir(spec.instance_id)
+        home.mkdir(parents=True, exist_ok=True)
+        # virtio-blk wants whole sectors; tar pads its own end, and zeros after it are its end mark.
+        (home / "seed.tar").write_bytes(files + b"\0" * (-len(files) % 512))
+        (home / "seed.tar").chmod(0o600)
+        _run(
+            "qemu-img",
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "raw",
+            "-b",
+            str(self._image.disk),
+            str(home / "disk.qcow2"),
+        )
+        (home / "spec.json").write_text(json.dumps(dataclasses.asdict(dataclasses.replace(spec, user_data=""))))
+
+    def boot(self, instance_id: int) -> None:
+        """Start the machine and return when its kernel runs; sshd answers some seconds later, as on a Linode."""
+        home = self._dir(instance_id)
+        if self.state(instance_id) == "running":
+            return
+        if not (home / "spec.json").exists():
+            raise DriverError(f"instance {instance_id} has no disk in {home}")
+        spec = json.loads((home / "spec.json").read_text())
+        serial = home / "serial.log"
+        serial.unlink(missing_ok=True)
+        network = ["-netdev", f"user,id=public,restrict=off,ipv6=off,hostfwd=tcp:{spec['public_ipv4']}:22-:22"]
+        network += ["-device", f"virtio-net-pci,netdev=public,mac={_mac(0, instance_id)},romfile="]
+        if spec["private_ipv4"]:
+            network += ["-netdev", f"socket,id=private,mcast={self._private},localaddr=127.0.0.1"]
+            network += ["-device", f"virtio-net-pci,netdev=private,mac={_mac(1, instance_id)},romfile="]
+        _run(
+            "qemu-system-x86_64",
+            *("-name", f"plimsoll-lab-{instance_id}", "-accel", self.accelerator, "-cpu", "max"),
+            *("-m", str(spec["memory_mb"]), "-smp", str(spec["vcpus"]), "-display", "none", "-no-user-config"),
+            *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initrd)),
+            *("-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off quiet loglevel=5"),
+            *("-drive", f"file={home / 'disk.qcow2'},if=virtio,format=qcow2,cache=unsafe"),
+            *("-drive", f"file={home / 'seed.tar'},if=virtio,format=raw,readonly=on"),
+            *network,
+            *("-device", "virtio-rng-pci", "-serial", f"file:{serial}", "-monitor", "none"),
+            *("-qmp", f"unix:{home / 'qmp'},server=on,wait=off"),
+            *("-daemonize", "-pidfile", str(home / "pid")),
+        )
+        deadline = time.monotonic() + BOOT_DEADLINE_S
+        while not (serial.exists() and serial.stat().st_size):
+            if self.state(instance_id) != "running":
+                raise DriverError(f"{spec['label']}: QEMU ended while booting; see {serial}")
+            if time.monotonic() > deadline:
+                raise DriverError(
+                    f"{spec['label']}: nothing on the serial console in {BOOT_DEADLINE_S:.0f} s; see {serial}"
+                )
+            time.sleep(0.2)
 
 
 def _mac(network: int, instance_id: int) -> str:

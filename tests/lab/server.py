@@ -10,7 +10,6 @@ import base64
 import binascii
 import hmac
 import json
-import os
 import re
 import threading
 import time
@@ -109,8 +108,10 @@ def _now() -> str:
 class Lab:
     """All state, and one method for each operation. Methods run in worker threads, under one lock."""
 
-    def __init__(self, driver: Driver, token: str, state_path: Path, limits: Mapping[str, tuple[int, float]]) -> None:
-        self.driver, self.token, self.state_path = driver, token, state_path
+    def __init__(
+        self, driver: Driver, token: str, state_path: Path, limits: Mapping[str, tuple[int, float]], network: int
+    ) -> None:
+        self.driver, self.token, self.state_path, self.network = driver, token, state_path, network
         self.lock = threading.RLock()
         self.budgets = {name: Budget(*limit) for name, limit in limits.items()}
         self.faults: list[Fault] = []
@@ -132,7 +133,7 @@ class Lab:
         scratch = self.state_path.with_suffix(".new")
         scratch.touch(mode=0o600)
         scratch.write_text(json.dumps(self.state))
-        os.replace(scratch, self.state_path)
+        scratch.replace(self.state_path)
 
     def new_id(self) -> int:
         self.state["next"] += 1
@@ -164,6 +165,12 @@ class Lab:
         }
         self.state["events"].insert(0, event)
         return event
+
+    def one_event(self, number: str) -> Json:
+        return _found({str(event["id"]): event for event in self.state["events"]}, number)
+
+    def devices(self, number: str) -> list[Json]:
+        return list(self.firewall(number)["devices"])
 
     def notify(self, action: str, entity: Json, kind: str) -> None:
         self.event(action, entity, kind).update(status="notification", percent_complete=100)
@@ -228,7 +235,7 @@ class Lab:
             "type": kind,
             "region": region,
             "image": image,
-            "ipv4": [f"127.18.0.{octet}", *([f"192.168.128.{octet}"] if body.get("private_ip") else [])],
+            "ipv4": [f"127.18.{self.network}.{octet}", *([f"192.168.128.{octet}"] if body.get("private_ip") else [])],
             "ipv6": None,
             "tags": tags,
             "specs": {key: sold[key] for key in ("disk", "memory", "vcpus", "gpus", "transfer")},
@@ -596,10 +603,17 @@ def _found(items: Mapping[str, Json], number: str) -> Json:
 
 
 def create_app(
-    driver: Driver, *, token: str, state_path: Path, limits: Mapping[str, tuple[int, float]] = LIMITS
+    driver: Driver,
+    *,
+    token: str,
+    state_path: Path,
+    limits: Mapping[str, tuple[int, float]] = LIMITS,
+    network: int = 0,
 ) -> Starlette:
-    """The API over a driver. state_path outlives the server; limits are (requests, seconds) for list, create, other."""
-    lab = Lab(driver, token, state_path, limits)
+    """The API over a driver. state_path outlives the server; limits are (requests, seconds) for list, create, other;
+    instances get addresses of 127.18.NETWORK.0/24.
+    """
+    lab = Lab(driver, token, state_path, limits, network)
     started = time.monotonic()
 
     def guard(request: Request, budget: str) -> dict[str, str]:
@@ -686,7 +700,9 @@ def create_app(
         route("GET", one, at(lab.instance)),
         route("PUT", one, at(lab.update_instance, body=True)),
         route("DELETE", one, at(lab.delete_instance, body=True)),
-        *(route("POST", f"{one}/{name}", at(lambda number, name=name: lab.power(name, number))) for name in ("boot", "shutdown", "reboot")),
+        route("POST", f"{one}/boot", at(lambda number: lab.power("boot", number))),
+        route("POST", f"{one}/shutdown", at(lambda number: lab.power("shutdown", number))),
+        route("POST", f"{one}/reboot", at(lambda number: lab.power("reboot", number))),
         route("GET", f"{one}/ips", at(lab.addresses)),
         route("GET", f"{one}/disks", lambda body, at: (lab.instance(str(at["number"])) and [], frozenset()), "list"),
         route("GET", f"{one}/configs", lambda body, at: (lab.instance(str(at["number"])) and [], frozenset()), "list"),
@@ -697,11 +713,11 @@ def create_app(
         listed("/images", catalogue.IMAGES.values, "id label deprecated is_public vendor status"),
         route("GET", "/images/{number:path}", at(lambda number: _found(catalogue.IMAGES, number))),
         route("GET", "/account/events", lambda body, at: (list(lab.state["events"]), EVENT_FILTERS), "list"),
-        route("GET", "/account/events/{number:int}", at(lambda number: _found({str(e["id"]): e for e in lab.state["events"]}, number))),
+        route("GET", "/account/events/{number:int}", at(lab.one_event)),
         route("GET", "/account", lambda body, at: catalogue.ACCOUNT),
         route("GET", "/account/settings", lambda body, at: catalogue.ACCOUNT_SETTINGS),
         route("GET", "/profile", lambda body, at: catalogue.PROFILE),
-        listed("/profile/sshkeys", lambda: lab.state["sshkeys"].values(), "id label"),
+        listed("/profile/sshkeys", lab.state["sshkeys"].values, "id label"),
         route("POST", "/profile/sshkeys", at(lab.create_sshkey, body=True)),
         route("GET", key, at(lab.sshkey)),
         route("PUT", key, at(lab.update_sshkey, body=True)),
@@ -717,7 +733,7 @@ def create_app(
         route("DELETE", wall, at(lab.delete_firewall, body=True)),
         route("GET", f"{wall}/rules", at(lambda number: lab.firewall(number)["rules"])),
         route("PUT", f"{wall}/rules", at(lab.put_rules, body=True)),
-        route("GET", f"{wall}/devices", lambda body, at: (lab.firewall(str(at["number"]))["devices"], frozenset()), "list"),
+        route("GET", f"{wall}/devices", at(lambda number: (lab.devices(number), frozenset())), "list"),
         route("POST", f"{wall}/devices", at(lab.add_device, body=True)),
         route("GET", f"{wall}/devices/{{device:int}}", at(lab.device)),
         route("DELETE", f"{wall}/devices/{{device:int}}", at(lab.remove_device, body=True)),

@@ -116,7 +116,7 @@ def test_an_instance_lives_as_on_linode(served: Served) -> None:
         if served.api.get(f"/linode/instances/{running['id']}").status_code == 404:
             break
     assert served.driver.state(running["id"]) == "absent"
-    finished = served.api.get("/account/events", headers={"X-Filter": '{"entity.id": %d}' % running["id"]}).json()
+    finished = served.api.get("/account/events", headers={"X-Filter": json.dumps({"entity.id": running["id"]})}).json()
     actions = [(event["action"], event["status"]) for event in finished["data"]]
     assert actions[-1] == ("linode_create", "finished") and ("linode_delete", "finished") in actions
 
@@ -175,9 +175,8 @@ def test_faults(served: Served) -> None:
     served.lab.post("/lab/faults", json={"kind": "boot_fail"})
     failed = served.create("demo-2")
     served.settle(failed["id"], "offline")
-    event = served.api.get("/account/events", headers={"X-Filter": '{"entity.id": %d}' % failed["id"]}).json()["data"][
-        0
-    ]
+    only = {"X-Filter": json.dumps({"entity.id": failed["id"]})}
+    event = served.api.get("/account/events", headers=only).json()["data"][0]
     assert event["status"] == "failed" and "refused to boot" in event["message"]
     assert served.lab.post("/lab/faults", json={"nonsense": 1}).status_code == 400
 

@@ -1,4 +1,4 @@
-"""The demo application: a box office on the night that tickets go on sale. One of its tasks leaks; the others do not."""
+"""The demo application: a box office on the night that tickets go on sale. One of its tasks leaks; the rest do not."""
 
 from boxoffice.tasks import app
 

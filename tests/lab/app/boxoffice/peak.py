@@ -10,8 +10,8 @@ from boxoffice.tasks import render_ticket, reserve_seat, scan_ticket
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=90)
-    parser.add_argument("--rate", type=float, default=6, help="of each task, a second")
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--rate", type=float, default=4, help="of each task, a second")
     given = parser.parse_args()
     started, sent = time.monotonic(), 0
     told = started

@@ -35,6 +35,6 @@ def render_ticket(order: int) -> str:
 @app.task
 def scan_ticket(order: int) -> int:
     """Leaks: the photograph of every ticket stays in a module-level cache with no bound."""
-    photograph = bytes([order % 256]) * 150_000
+    photograph = bytes([order % 256]) * 300_000
     _seen[f"ticket-{order}"] = photograph + order.to_bytes(8, "big")
     return len(_seen)
