@@ -8,7 +8,6 @@ import re
 import sys
 from pathlib import Path
 
-from ansible.errors import AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructable
 
 # The checkout's own code, installed or not.
@@ -101,7 +100,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         return super().verify_file(path) and bool(re.fullmatch(r"(.*\.)?linode_fleet\.ya?ml", Path(path).name))
 
     def parse(self, inventory, loader, path, cache=True):
-        """Fill the inventory. Raises AnsibleParserError, one line, if the API cannot be asked."""
+        """Fill the inventory. Ends the program with one line if the API cannot be asked."""
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
         fleet = self.get_option("fleet")
@@ -134,7 +133,8 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
             )
             found = tagged(api, fleet)
         except linode.LinodeError as error:
-            raise AnsibleParserError(f"fleet {fleet}: {error}") from None
+            # Any Exception makes Ansible try the file with every other plugin, and bury the reason under their words.
+            raise SystemExit(f"[ERROR]: inventory {path}: fleet {fleet}: {error}") from None
         if enabled:
             self._cache[key] = found
         return found

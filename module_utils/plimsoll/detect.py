@@ -289,7 +289,7 @@ def _evidence(worker: Worker, judged: Sequence[Life], pattern: Pattern, rate: Tr
         least = f"{LEAST_GROWTH_KB // 1024} MiB"
         said.append(f"{len(grew)} of {len(judged)} processes grew by more than {least}, and went on to the end")
         if worker.span_hours < DAY_HOURS:
-            said.append(f"seen for {worker.span_hours:.1f} h: less than a day cannot tell a leak from the day's load")
+            said.append("seen for less than a day, which cannot tell a leak from the day's load")
     limits = worker.limits
     if limits.events_high:
         said.append(f"above MemoryHigh {limits.events_high} times: the kernel slows it down there")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible.errors import AnsibleParserError
 from ansible.inventory.data import InventoryData
 from ansible.parsing.dataloader import DataLoader
 from plimsoll import linode
@@ -133,7 +132,7 @@ def test_an_api_that_refuses_is_one_line(plugin_module: Any, listing: Any, monke
         raise linode.Refused("the Linode API does not accept the token", 401, [])
 
     monkeypatch.setattr(linode.Api, "list", refuse)
-    with pytest.raises(AnsibleParserError, match=r"^fleet workers: the Linode API does not accept the token$"):
+    with pytest.raises(SystemExit, match=r": fleet workers: the Linode API does not accept the token$"):
         parse(plugin_module, EXAMPLE)
 
 

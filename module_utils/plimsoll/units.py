@@ -1,0 +1,103 @@
+"""Which systemd units must be enabled, started or restarted to run what their files say. Pure; for hosts, Python 3.9.
+
+What a unit needs is read off the host itself, and not off what this run changed: a run that ended between writing a
+file and restarting its unit is mended by the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# What parse() reads; InactiveExit is when the unit last began to start.
+PROPERTIES = (
+    "Id,LoadState,ActiveState,SubState,UnitFileState,NeedDaemonReload,FragmentPath,DropInPaths,EnvironmentFiles,"
+    "InactiveExitTimestampMonotonic"
+)
+
+
+RUNS = ("active", "activating", "reloading")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A unit that is to run. enabled None leaves that alone; files are what it reads at its start, beside its own."""
+
+    name: str
+    enabled: bool | None = None
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class State:
+    """A unit as systemd has it. began in seconds of CLOCK_MONOTONIC, None if it never started; files are its own."""
+
+    found: bool
+    active: bool
+    failed: bool
+    enabled: bool
+    stale: bool
+    files: tuple[str, ...]
+    began: float | None
+
+
+def parse(shown: str) -> dict[str, State]:
+    """States by name, out of what `systemctl show --property=PROPERTIES` prints: a block of KEY=VALUE lines a unit."""
+    states = {}
+    for block in shown.strip().split("\n\n"):
+        pairs = [line.split("=", 1) for line in block.splitlines() if "=" in line]
+        one = dict(pairs)
+        # EnvironmentFiles has a line for each: PATH (ignore_errors=no).
+        environment = [value.rsplit(" (", 1)[0] for key, value in pairs if key == "EnvironmentFiles"]
+        files = [one.get("FragmentPath", ""), *one.get("DropInPaths", "").split(), *environment]
+        began = int(one.get("InactiveExitTimestampMonotonic") or 0)
+        states[one.get("Id", "")] = State(
+            found=one.get("LoadState") == "loaded",
+            # auto-restart: it ended, and systemd is about to try once more.
+            active=one.get("ActiveState") in RUNS and one.get("SubState") != "auto-restart",
+            failed=one.get("ActiveState") == "failed",
+            enabled=one.get("UnitFileState", "").startswith("enabled"),
+            stale=one.get("NeedDaemonReload") == "yes",
+            files=tuple(path for path in files if path),
+            began=began / 1e6 if began else None,
+        )
+    return states
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to do with one unit: enable or disable, and start or restart; reason is a sentence for the reader."""
+
+    name: str
+    enable: bool | None
+    action: str
+    reason: str = ""
+
+    def as_data(self) -> dict[str, Any]:
+        return {"unit": self.name, "enable": self.enable, "action": self.action, "reason": self.reason}
+
+
+def plan(wanted: Sequence[Wanted], states: Mapping[str, State], changed: Mapping[str, float]) -> list[Step]:
+    """The steps that are needed, in the order of wanted. changed: path to when it changed, in CLOCK_MONOTONIC seconds.
+
+    A path that is not in changed is not there, and no reason for a restart. Only services are restarted: what hangs on
+    a target would go down with it.
+    """
+    steps = []
+    for one in wanted:
+        state = states.get(one.name)
+        if state is None or not state.found:
+            steps.append(Step(one.name, one.enabled, "start", "not there yet"))
+            continue
+        enable = one.enabled if one.enabled is not None and one.enabled != state.enabled else None
+        action, reason = "", ""
+        if not state.active:
+            action, reason = "start", "failed" if state.failed else "not running"
+        elif one.name.endswith(".service"):
+            newer = [path for path in (*state.files, *one.files) if changed.get(path, 0.0) > (state.began or 0.0)]
+            if newer or state.stale:
+                action, reason = "restart", f"runs something older than {', '.join(newer) or 'its unit file'}"
+        if enable is not None or action:
+            steps.append(Step(one.name, enable, action, reason))
+    return steps
