@@ -69,6 +69,7 @@ import os
 import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -87,6 +88,7 @@ SPEC = {
     },
     "pending": {"type": "list", "elements": "path", "default": []},
 }
+UNITS = "/etc/systemd/system"
 JOURNAL_LINES = "8"
 
 
@@ -114,6 +116,18 @@ def changed_at(paths):
     return found
 
 
+def unread():
+    """Whether a unit file changed since systemd last read them.
+
+    NeedDaemonReload does not tell of a first drop-in, whose directory systemd has yet to see. Before systemd 250 there
+    is no such stamp, and they are read again each time.
+    """
+    shown = systemctl("show", "--value", "--property=UnitsLoadTimestampMonotonic").stdout.strip()
+    loaded = int(shown) / 1e6 if shown.isdigit() else 0.0
+    paths = [str(Path(folder, name)) for folder, _, names in os.walk(UNITS) for name in ("", *names)]
+    return any(when >= loaded for when in changed_at(paths).values())
+
+
 def act(module, verb, names):
     if not names:
         return
@@ -134,7 +148,8 @@ def main():
     names = [one.name for one in wanted]
     try:
         states = read(names)
-        if (stale := {name for name, one in states.items() if one.stale}) and not module.check_mode:
+        stale = {name for name, one in states.items() if one.stale}
+        if (stale or unread()) and not module.check_mode:
             systemctl("daemon-reload")
             # What they run is as old as it was.
             states = {name: replace(one, stale=name in stale) for name, one in read(names).items()}

@@ -250,8 +250,11 @@ def _reason(said: str, ours: Path) -> str:
         return lines[-1]
     # A message may have several lines, of which the last says least.
     start = next((number for number in range(places[-1], len(lines)) if not lines[number].startswith(" ")), -1)
-    where = next((number for number in reversed(places) if str(ours) in lines[number]), places[-1])
-    return f"{' '.join(line.strip() for line in lines[start:])[:400]} ({lines[where].strip()})"
+    # What Python's own import machinery does helps nobody.
+    readable = [number for number in places if '"<frozen ' not in lines[number]]
+    where = next((number for number in reversed(readable) if str(ours) in lines[number]), (readable or [None])[-1])
+    place = "" if where is None else f" ({lines[where].strip()})"
+    return f"{' '.join(line.strip() for line in lines[start:])[:400]}{place}"
 
 
 def ping(
