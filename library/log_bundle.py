@@ -22,9 +22,10 @@ options:
     type: path
     default: /var/lib/plimsoll/outbox/bundle.tar.gz
   owner:
-    description: User who fetches the bundle, the one that Ansible logs in as.
+    description:
+      - User who fetches the bundle, the one that Ansible logs in as. By default the one who became root by sudo, else
+        the one that the module runs as.
     type: str
-    required: true
   max_bytes:
     description: Bound on the sum of the files, in bytes.
     type: int
@@ -41,7 +42,7 @@ attributes:
 EXAMPLES = r"""
 - name: Pack the logs
   log_bundle:
-    owner: "{{ ansible_user }}"
+    max_bytes: 1073741824
   become: true
 """
 
@@ -83,7 +84,7 @@ from ..module_utils.plimsoll.bundle import BundleError, listing, pack, sha256
 SPEC = {
     "root": {"type": "path", "default": "/var/log/plimsoll"},
     "dest": {"type": "path", "default": "/var/lib/plimsoll/outbox/bundle.tar.gz"},
-    "owner": {"type": "str", "required": True},
+    "owner": {"type": "str"},
     "max_bytes": {"type": "int", "default": 512 << 20},
 }
 # None that changes by itself: the same logs are to give the same bundle.
@@ -106,11 +107,12 @@ def meta():
 def main():
     module = AnsibleModule(SPEC, supports_check_mode=True)
     given = module.params
+    name = given["owner"] or os.environ.get("SUDO_USER") or pwd.getpwuid(os.geteuid()).pw_name
     root, dest = Path(given["root"]), Path(given["dest"])
     if not root.is_dir():
         module.fail_json(msg=f"{root} is not there: the sampler has not run on this host; run playbooks/deploy.yml")
     try:
-        owner = pwd.getpwnam(given["owner"])
+        owner = pwd.getpwnam(name)
         members, skipped = listing(root, ("samples", "trace"))
         if module.check_mode:
             module.exit_json(changed=True, path=str(dest), files=len(members), skipped=skipped)
@@ -123,7 +125,7 @@ def main():
         os.chown(dest, owner.pw_uid, 0)
         dest.chmod(0o640)
     except KeyError:
-        module.fail_json(msg=f"owner: no user {given['owner']} on this host")
+        module.fail_json(msg=f"owner: no user {name} on this host")
     except (BundleError, OSError) as error:
         module.fail_json(msg=f"log_bundle: {error}")
     module.exit_json(

@@ -252,8 +252,8 @@ def _reason(said: str, ours: Path) -> str:
     start = next((number for number in range(places[-1], len(lines)) if not lines[number].startswith(" ")), -1)
     # What Python's own import machinery does helps nobody.
     readable = [number for number in places if '"<frozen ' not in lines[number]]
-    where = next((number for number in reversed(readable) if str(ours) in lines[number]), (readable or [None])[-1])
-    place = "" if where is None else f" ({lines[where].strip()})"
+    where = [number for number in readable if str(ours) in lines[number]] or readable
+    place = f" ({lines[where[-1]].strip()})" if where else ""
     return f"{' '.join(line.strip() for line in lines[start:])[:400]}{place}"
 
 
