@@ -72,7 +72,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.plimsoll.release import ReleaseError, build, digest, members
+from ..module_utils.plimsoll.release import ReleaseError, build, digest, members, read_requirements
 
 SPEC = {
     "source": {"type": "path", "required": True},
@@ -96,7 +96,7 @@ def main():
     releases, changed = {}, False
     try:
         listed = module.params["requirements"]
-        requirements = Path(listed).read_text() if listed else ""
+        requirements = read_requirements(Path(listed)) if listed else ""
         files = members(source)
         for target in module.params["targets"]:
             python_version, machine = target["python_version"], target["machine"]

@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -26,7 +27,8 @@ from .files import whole
 FORMAT = b"plimsoll release 1"
 SKIPPED = {"__pycache__", ".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 # pip wants each tag spelled out; a wheel for an older glibc runs on a newer one.
-GLIBC_MINORS = (39, 36, 35, 34, 31, 28, 27, 26, 24, 17, 12, 5)
+GLIBC_MINORS = (36, 35, 34, 31, 28, 27, 26, 24, 17, 12, 5)
+_INCLUDES = re.compile(r"\s*(-r|-c|-e|--requirement|--constraint|--editable)\b")
 
 FIND_APP = """
 import sys
@@ -65,6 +67,18 @@ def members(source: Path) -> list[tuple[str, Path]]:
     if not found:
         raise ReleaseError(f"{source}: the directory holds no file")
     return sorted(found)
+
+
+def read_requirements(path: Path) -> str:
+    """The text of a requirements file. Raises OSError, and ReleaseError for a line that names another file.
+
+    Such a file would be no part of the digest: a change of it would make no release.
+    """
+    text = path.read_text()
+    for number, line in enumerate(text.splitlines(), 1):
+        if _INCLUDES.match(line):
+            raise ReleaseError(f"{path}, line {number}: {line.strip()!r} names another file; put what is in it here")
+    return text
 
 
 def digest(files: Iterable[tuple[str, Path]], requirements: str, python_version: str, machine: str) -> str:

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -71,6 +71,8 @@ class Fault:
     slow_boot (`seconds` before the machine starts), boot_fail (the machine does not start).
     """
 
+    KINDS: ClassVar = ("status", "maintenance", "lost_answer", "hang", "busy", "slow_boot", "boot_fail")
+
     kind: str
     path: str = "/"
     method: str = ""
@@ -78,6 +80,10 @@ class Fault:
     status: int = 500
     retry_after: int | None = None
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in self.KINDS:
+            raise ValueError(f"kind is {self.kind!r}; it must be one of {', '.join(self.KINDS)}")
 
 
 class Budget:

@@ -179,6 +179,8 @@ def test_faults(served: Served) -> None:
     event = served.api.get("/account/events", headers=only).json()["data"][0]
     assert event["status"] == "failed" and "refused to boot" in event["message"]
     assert served.lab.post("/lab/faults", json={"nonsense": 1}).status_code == 400
+    refused = served.lab.post("/lab/faults", json={"kind": "hnag"})
+    assert refused.status_code == 400 and "hang" in refused.text
 
 
 def test_a_server_started_again_knows_its_machines(tmp_path: Path) -> None:

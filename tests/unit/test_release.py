@@ -30,6 +30,7 @@ from plimsoll.release import (
     installed,
     members,
     pack,
+    read_requirements,
 )
 from plimsoll_project.library import app_archive, app_release
 
@@ -477,3 +478,13 @@ def test_ping_names_the_workers_that_do_not_answer(home: Path, monkeypatch: Any)
     told.returncode, told.stderr = 1, "Traceback\nkombu.exceptions.OperationalError: no route\n"
     with pytest.raises(ReleaseError, match=r"^kombu\.exceptions\.OperationalError: no route$"):
         release.ping(home, "shop", "root", {}, ["sales"], 1)
+
+
+@pytest.mark.parametrize("line", ["-r base.txt", "--requirement=base.txt", "-c limits.txt", "  -e ../shared"])
+def test_requirements_that_name_another_file_are_refused_with_their_line(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text(f"celery==5.7.0\n# -r is only a comment here\n{line}\n")
+    with pytest.raises(ReleaseError, match=rf"{re.escape(str(path))}, line 3: .* names another file"):
+        read_requirements(path)
+    path.write_text("celery==5.7.0\nrc-tools==1\n")
+    assert read_requirements(path) == "celery==5.7.0\nrc-tools==1\n"
