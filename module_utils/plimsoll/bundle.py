@@ -82,11 +82,13 @@ def _content(file: Path, limit: int) -> bytes:
     # The file may have become a pipe since it was listed, which would be waited for.
     descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, NOT_REGULAR)
-        content = stream.read(limit + 1)
-    if len(content) > limit:
-        raise BundleError(f"{file} alone is over the {limit} bytes that are left; raise log_bundle's max_bytes")
+        if found.st_size > limit:
+            raise BundleError(f"{file} alone is over the {limit} bytes that are left; raise log_bundle's max_bytes")
+        # As much as it holds and no more: read() takes the memory for all that it is asked for.
+        content = stream.read(found.st_size)
     if file.suffix == ".gz":
         return content
     return content[: content.rfind(b"\n") + 1]

@@ -8,6 +8,7 @@ import json
 import os
 import pwd
 import re
+import resource
 import shutil
 import tarfile
 import time
@@ -337,3 +338,15 @@ def test_a_bundle_that_is_not_there_changes_nothing(tmp_path: Path, host: Path) 
     with pytest.raises(FileNotFoundError):
         unpack(tmp_path / "none", host)
     assert tree(host) == FORMER
+
+
+def test_packing_takes_memory_for_what_is_there_and_not_for_what_may_be(tmp_path: Path) -> None:
+    log = tmp_path / "samples-1.csv"
+    log.write_text("a,b\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, hard))
+    try:
+        made = pack([("samples/samples-1.csv", log)], b"{}", tmp_path / "b.tar.gz", 1 << 40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert made.files == 1
