@@ -98,7 +98,7 @@ def systemctl(*words):
 
 def read(names):
     """States of the units. A host without systemd has none of them."""
-    ran = systemctl("show", f"--property={PROPERTIES}", *names)
+    ran = systemctl("show", f"--property={PROPERTIES}", "--", *names)
     if ran.returncode:
         raise OSError(ran.returncode, f"systemctl show: {ran.stderr.strip()}")
     return parse(ran.stdout)
@@ -172,7 +172,7 @@ def main():
             ("restart", [step.name for step in steps if step.action == "restart"]),
         ):
             act(module, verb, which)
-    lines = "".join(f"{step.name}: {step.action or 'enable'} ({step.reason or 'enabled'})\n" for step in steps)
+    lines = "".join(f"{step.line()}\n" for step in steps)
     module.exit_json(changed=bool(steps), steps=[step.as_data() for step in steps], diff={"before": "", "after": lines})
 
 

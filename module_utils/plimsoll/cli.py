@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import __version__, report
@@ -18,7 +20,7 @@ from .store import HOSTS, Host, ingest, read_hosts
 DONE, BAD_INPUT, LEAKS = 0, 2, 3
 
 
-def read(path: Path) -> list[tuple[Host, HostData | None]]:
+def read(path: Path) -> Iterator[tuple[Host, HostData | None]]:
     """What is at a path: a store of collect.yml, directories of several hosts, or one host's directory or file.
 
     In a store, what cannot be read is noted with its host. Elsewhere it raises InputError, as for no sample at all.
@@ -26,18 +28,20 @@ def read(path: Path) -> list[tuple[Host, HostData | None]]:
     if not path.exists():
         raise InputError(f"{path}: no such file or directory")
     if (path / HOSTS).exists():
-        return [
-            (host, read_host(host["host"], path / host["host"], strict=False) if host["collected"] else None)
-            for host in read_hosts(path)
-        ]
+        for host in read_hosts(path):
+            yield host, read_host(host["host"], path / host["host"], strict=False) if host["collected"] else None
+        return
     below = sorted(one for one in path.iterdir() if one.is_dir()) if path.is_dir() else []
     several = [one for one in below if (one / "samples").is_dir()]
     roots = several if several and not (path / "samples").is_dir() else [path]
-    found = [read_host(_name(root), root, strict=True) for root in roots]
-    if not any(data.samples for data in found):
+    samples = 0
+    for root in roots:
+        data = read_host(_name(root), root, strict=True)
+        samples += len(data.samples)
+        yield {"host": data.host, "collected": True, "reason": ""}, data
+    if not samples:
         count = sum(len(files_of(root)) for root in roots)
         raise InputError(f"{path}: no samples in {count} files; the sampler writes them to /var/log/plimsoll/samples")
-    return [({"host": data.host, "collected": True, "reason": ""}, data) for data in found]
 
 
 def _name(root: Path) -> str:
@@ -45,18 +49,26 @@ def _name(root: Path) -> str:
 
 
 def analyse(given: argparse.Namespace) -> int:
-    hosts = [one for path in given.paths for one in read(path)]
-    document, verdicts = findings(hosts, time.time())
+    document, verdicts = findings((one for path in given.paths for one in read(path)), time.time())
     page = report.html(document, verdicts) if given.format == "html" or given.out else ""
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
         write_whole(given.out / "findings.json", _json(document))
         write_whole(given.out / "report.html", page)
     shown = {"text": lambda: report.text(document), "json": lambda: _json(document).rstrip(), "html": lambda: page}
-    print(shown[given.format]())
+    _say(shown[given.format]())
     if given.out and given.format == "text":
-        print(f"report: {(given.out / 'report.html').resolve()}")
+        _say(f"report: {(given.out / 'report.html').resolve()}")
     return LEAKS if given.fail_on == "leaking" and leaking(document) else DONE
+
+
+def _say(text: str) -> None:
+    """Print it. A reader that has seen enough, as head has, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is left of it would be tried again, and complained of, at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _json(document: Findings) -> str:
@@ -68,10 +80,16 @@ def take_in(given: argparse.Namespace) -> int:
         asked = json.load(sys.stdin)
     except ValueError as error:
         raise InputError(f"standard input: {error}") from None
+    if not isinstance(asked, list) or not all(map(_askable, asked)):
+        raise InputError("standard input: needs a list of objects with host, and sha256 or reason")
     hosts = ingest(given.inbox, given.store, asked, given.max_bytes)
     for host in hosts:
-        print(f"{host['host']}: {host['reason'] or 'collected'}")
+        _say(f"{host['host']}: {host['reason'] or 'collected'}")
     return DONE
+
+
+def _askable(one: object) -> bool:
+    return isinstance(one, dict) and bool(one.get("host")) and bool(one.get("sha256") or one.get("reason"))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -98,6 +116,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A task's name may hold what a terminal's character set does not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return int(given.run(given))
     except InputError as error:

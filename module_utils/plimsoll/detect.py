@@ -2,8 +2,8 @@
 
 A process is judged by its own life. Its memory is reduced to floors, as what a task takes and gives back is above them;
 the slope of the floors is Theil's and Sen's, with an interval that autocorrelation widens. Where the bootstrap counts
-tasks, idle time at either end is left out, and whether growth goes on is asked against tasks and not against the clock.
-A worker's verdict and rate are put together from those of its processes.
+tasks, growth is asked against tasks and not against the clock, so that idle time tells nothing; else the wave of the
+day's load is taken out once two days were seen. A worker's verdict and rate are put together from its processes.
 """
 
 from __future__ import annotations
@@ -11,30 +11,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .series import Floats, Generation, Worker
 
-# Floors of so many equal spans: pairwise slopes cost their square, and tell no more of a thousand samples.
+# Pairwise slopes cost their square, and tell no more of a thousand samples.
 MOST_FLOORS = 60
+# Of so many samples one is no task's spike.
+SAMPLES_A_FLOOR = 5
 # Fewer say nothing: Mann-Kendall's normal approximation holds from about 10.
-FEWEST_SAMPLES = 12
+FEWEST_FLOORS = 12
 # Growth that is not worth a person's time, and that a healthy allocator shows.
 LEAST_GROWTH_KB, LEAST_GROWTH_SHARE = 4096, 0.05
 # The first part of a life imports, connects and fills caches.
 WARM_SHARE = 0.1
-# Of the whole slope, what the second half must still have for growth to go on.
-STILL_GROWING = 0.3
-# Of all growth, what is too much for one jump of a leak.
-STEP_SHARE = 0.5
+# Of the whole slope, what the second half must still have for growth to go on. A leak has all of it; what approaches a
+# level by e^(-t/T), seen for 3 T, has 0.43.
+STILL_GROWING = 0.5
+# On either side of a step, what does not count: these are apart by more than the rest of either side.
+STEP_OUTLIERS = 0.1
+# On either side of a jump, for a slope.
+FEWEST_OF_SIDE = 3
 # A band of this many KiB, or this share of the level, is quiet.
 NOISE_KB, NOISE_SHARE = 8192, 0.1
-# Two-sided 95 %.
-Z = 1.959964
+# Of an interval of 95 %.
+ERROR = 0.05
+Z = NormalDist().inv_cdf(1 - ERROR / 2)
 # Two processes of one slot: the second begins within this time of the end of the first, seconds.
 SUCCESSION_S = 180.0
+# One that grew and ended may have ended by a deployment; after so many in each place it is recycled as a rule.
+RECYCLES = 3
 # A rise over less than this may be the day's load.
 DAY_HOURS = 24.0
 
@@ -68,7 +77,8 @@ def theil_sen(x: Floats, y: Floats) -> Trend:
     """The median of all pairwise slopes (Theil 1950), with Sen's interval (1968) by the variance of Kendall's S.
 
     That variance is corrected for ties (Kendall 1975) and for autocorrelation (Hamed and Rao, J. Hydrology 204, 1998),
-    but never below that of independent values. x ascending; equal x are left out. Raises ValueError below 3 points.
+    but never below that of independent values; the interval never reaches beyond the slopes themselves. x ascending;
+    equal x are left out. Raises ValueError below 3 points.
     """
     n = len(x)
     if n < 3:
@@ -92,8 +102,7 @@ def theil_sen(x: Floats, y: Floats) -> Trend:
 def _inflation(residuals: Floats) -> float:
     """Hamed and Rao's n/n*: how much autocorrelation of the residuals' ranks widens the variance of S."""
     n = len(residuals)
-    ranks = np.argsort(np.argsort(residuals)).astype(float)
-    centred = ranks - ranks.mean()
+    centred = _ranks(residuals) - (n + 1) / 2
     power = float(centred @ centred)
     if n < 4 or power == 0:
         return 1.0
@@ -104,34 +113,42 @@ def _inflation(residuals: Floats) -> float:
     return max(1.0, 1 + 2 / (n * (n - 1) * (n - 2)) * float(np.sum((weights * correlation)[significant])))
 
 
-def floors(times: Floats, sizes: Floats) -> NDArray[np.intp]:
-    """Indices of the smallest value in each of MOST_FLOORS equal spans of time; all of them where there are no more."""
-    if len(times) <= MOST_FLOORS:
-        return np.arange(len(times))
-    edges = np.linspace(times[0], times[-1], MOST_FLOORS + 1)[1:-1]
-    starts = np.unique(np.searchsorted(times, edges))
-    parts = np.split(np.arange(len(times)), starts)
-    return np.array([part[np.argmin(sizes[part])] for part in parts if len(part)])
+def _ranks(values: Floats) -> Floats:
+    """From 1; equal values share the mean of theirs."""
+    _, at, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[at])
 
 
-def busy(one: Generation) -> slice:
-    """From the sample before the first task that was seen to end to the last one; all where tasks are not counted."""
-    counted = np.nan_to_num(one.tasks, nan=0.0)
-    rises = np.flatnonzero(np.diff(counted) > 0)
-    if not len(rises):
-        return slice(0, len(one.times))
+def floors(x: Floats, sizes: Floats) -> NDArray[np.intp]:
+    """Indices of the smallest size in each of up to MOST_FLOORS parts of x, which is ascending.
+
+    Each part has as many values of x, so that time without samples and idle time, of one x, make no parts.
+    """
+    starts = np.flatnonzero(np.diff(x, prepend=x[0] - 1))
+    number = min(max(len(starts) // SAMPLES_A_FLOOR, FEWEST_FLOORS), MOST_FLOORS, len(starts))
+    first = [part[0] for part in np.array_split(starts, number)]
+    return np.array([part[np.argmin(sizes[part])] for part in np.split(np.arange(len(x)), first[1:])])
+
+
+def busy(tasks: Floats) -> slice:
+    """From the sample before the first task that was seen to end to the last one; at least one was."""
+    rises = np.flatnonzero(np.diff(tasks) > 0)
     return slice(int(rises[0]), int(rises[-1]) + 2)
 
 
 @dataclass(frozen=True)
 class Life:
-    """One process, judged. rate in KiB an hour over hours of busy time; per_task in KiB, None where not known."""
+    """One process, judged, from start to end in Unix seconds, of busy time where tasks are counted.
+
+    rate in KiB an hour of that time, per_task in KiB, level what it held throughout the last quarter, in KiB.
+    """
 
     generation: Generation
     pattern: Pattern
-    rate: Trend
     start: float
     end: float
+    rate: Trend = Trend(0.0, 0.0, 0.0)
+    level: float = 0.0
     per_task: Trend | None = None
 
     @property
@@ -141,55 +158,77 @@ class Life:
 
 def judge_generation(one: Generation) -> Life:
     """The pattern and the rate of one process."""
-    part = busy(one)
-    times, sizes, tasks = one.times[part], one.sizes[part], one.tasks[part]
-    warm = times >= times[0] + WARM_SHARE * (times[-1] - times[0])
-    times, sizes, tasks = times[warm], sizes[warm], tasks[warm]
+    times, sizes = one.times, one.sizes
+    # A count that could not be read is as the one before.
+    tasks = np.maximum.accumulate(np.nan_to_num(one.tasks))
+    # Few tasks, as those that last for hours, are no scale to see growth on.
+    counted = len(np.unique(tasks)) >= FEWEST_FLOORS
+    if counted:
+        part = busy(tasks)
+        times, sizes, tasks = times[part], sizes[part], tasks[part]
     start, end = float(times[0]), float(times[-1])
-    if len(times) < FEWEST_SAMPLES or end <= start:
-        return Life(one, Pattern.INSUFFICIENT_DATA, Trend(0.0, 0.0, 0.0), start, end)
-    at = floors(times, sizes)
-    hours, level, done = (times[at] - start) / 3600, sizes[at], tasks[at]
-    rate = theil_sen(hours, level)
-    counted = bool(np.all(np.isfinite(done))) and done[-1] > done[0]
-    per_task = theil_sen(done, level) if counted else None
-    return Life(one, _pattern(done if counted else hours, level), rate, start, end, per_task)
+    hours = (times - start) / 3600
+    x = tasks if counted else hours
+    warm = x >= x[0] + WARM_SHARE * (x[-1] - x[0])
+    x, hours, sizes = x[warm], hours[warm], sizes[warm]
+    at = floors(x, sizes)
+    if len(at) < FEWEST_FLOORS:
+        return Life(one, Pattern.INSUFFICIENT_DATA, start, end)
+    level = without_day(hours[at], sizes[at])
+    trend = theil_sen(x[at], level)
+    pattern = _pattern(x[at], level, trend)
+    pace = float(x[-1] - x[0]) / float(hours[-1] - hours[0])
+    rate = Trend(trend.slope * pace, trend.low * pace, trend.high * pace)
+    reached = float(np.min(level[-(len(level) // 4) :]))
+    return Life(one, pattern, start, end, rate, reached, trend if counted else None)
 
 
-def _pattern(x: Floats, level: Floats) -> Pattern:
+def without_day(hours: Floats, level: Floats) -> Floats:
+    """The levels less a wave of one day, as the load makes it; as they are where it cannot be told from growth."""
+    if hours[-1] - hours[0] < 2 * DAY_HOURS:
+        return level
+    turn = 2 * np.pi * hours / DAY_HOURS
+    terms = np.column_stack([np.cos(turn), np.sin(turn), np.ones_like(turn), hours])
+    wave = np.linalg.lstsq(terms, level, rcond=None)[0][:2]
+    return np.asarray(level - terms[:, :2] @ wave)
+
+
+def _pattern(x: Floats, level: Floats, whole: Trend) -> Pattern:
     """What the floors of one process do along x, which is tasks or hours."""
-    whole = theil_sen(x, level)
+    if _is_step(x, level):
+        return Pattern.STEP
     if not _grows(whole, x, level):
         band = float(np.median(np.abs(level - np.median(level)))) * 1.4826
         quiet = max(NOISE_KB, NOISE_SHARE * float(np.median(level)))
         return Pattern.PLATEAU if band <= quiet else Pattern.NOISY
-    if _is_step(x, level):
-        return Pattern.STEP
-    late = x >= (x[0] + x[-1]) / 2
-    if len(np.unique(x[late])) < 3:
-        return Pattern.WARMING_UP
-    then = theil_sen(x[late], level[late])
+    half = len(x) // 2
+    then = theil_sen(x[half:], level[half:])
     if then.low > 0 and then.slope >= STILL_GROWING * whole.slope:
         return Pattern.GROWING
     return Pattern.WARMING_UP if then.low > 0 else Pattern.PLATEAU
 
 
 def _grows(trend: Trend, x: Floats, level: Floats) -> bool:
-    """Whether even the least slope of the interval makes growth that matters."""
-    least = max(LEAST_GROWTH_KB, LEAST_GROWTH_SHARE * float(np.median(level[: max(1, len(level) // 10)])))
-    return trend.slope * float(x[-1] - x[0]) >= least and trend.low > 0
+    """Whether growth is beyond doubt, and enough to matter."""
+    at_first = float(np.median(level[: max(1, len(level) // 10)]))
+    return trend.low > 0 and trend.slope * float(x[-1] - x[0]) >= _worth(at_first)
+
+
+def _worth(level: float) -> float:
+    """The least growth that matters of a process of this level, KiB."""
+    return max(LEAST_GROWTH_KB, LEAST_GROWTH_SHARE * level)
 
 
 def _is_step(x: Floats, level: Floats) -> bool:
-    """Whether one jump is most of the growth, and without it there is none."""
-    jumps = np.diff(level)
-    at = int(np.argmax(jumps))
-    grown = float(level[-1] - level[0])
-    if grown <= 0 or jumps[at] < STEP_SHARE * grown:
+    """Whether there is one jump that lasts and matters, and neither side of it grows."""
+    # Where the ranks change most (Pettitt, Applied Statistics 28, 1979).
+    centred = _ranks(level) - (len(level) + 1) / 2
+    at = int(np.argmin(np.cumsum(centred)[FEWEST_OF_SIDE - 1 : -FEWEST_OF_SIDE])) + FEWEST_OF_SIDE
+    before, after = level[:at], level[at:]
+    apart = np.quantile(after, STEP_OUTLIERS) - np.quantile(before, 1 - STEP_OUTLIERS)
+    if apart < _worth(float(np.median(before))):
         return False
-    without = level.copy()
-    without[at + 1 :] -= jumps[at]
-    return not _grows(theil_sen(x, without), x, without)
+    return not any(_grows(theil_sen(t, y), t, y) for t, y in ((x[:at], before), (x[at:], after)))
 
 
 @dataclass(frozen=True)
@@ -210,53 +249,95 @@ def judge(worker: Worker) -> Verdict:
     """The verdict on one worker."""
     lives = tuple(judge_generation(one) for one in worker.generations)
     judged = [life for life in lives if life.pattern is not Pattern.INSUFFICIENT_DATA]
-    pattern = _together(judged, _last(worker))
-    rate = _rate(judged)
+    last = _last(worker)
+    living = [life for life in judged if _lives(life.generation, last)]
+    ended = [life for life in judged if not _lives(life.generation, last)]
+    side_by_side = sum(_lives(one, last) for one in worker.generations)
+    pattern = _together(living, ended, side_by_side)
+    if pattern is Pattern.GROWING:
+        # What others did before tells nothing of the time that is left.
+        asked, rate = living, _sum([(1.0, life.rate) for life in living])
+    else:
+        asked, rate = judged, _rate(judged)
     leaks = pattern is Pattern.GROWING and rate.slope > 0
     # Recycling gives the memory back: such a worker has no time left to tell.
     high = _hours_left(worker.limits.high_kb, worker, rate) if leaks else None
     most = _hours_left(worker.limits.max_kb, worker, rate) if leaks else None
-    evidence = tuple(_evidence(worker, judged, pattern, rate))
-    return Verdict(worker, pattern, rate, _per_1000_tasks(judged), high, most, lives, evidence)
+    evidence = tuple(_evidence(worker, judged, pattern))
+    return Verdict(worker, pattern, rate, _per_1000_tasks(asked), high, most, lives, evidence)
 
 
 def _last(worker: Worker) -> float:
     return max(float(one.times[-1]) for one in worker.generations)
 
 
-def _together(judged: Sequence[Life], last: float) -> Pattern:
-    """A worker leaks when a process grows that still lives, or when most of those that ended had grown."""
-    if not judged:
-        return Pattern.INSUFFICIENT_DATA
-    ended = [life for life in judged if last - life.generation.times[-1] > SUCCESSION_S]
-    living = [life for life in judged if life not in ended]
-    if any(life.pattern is Pattern.GROWING for life in living):
-        return Pattern.GROWING
+def _lives(one: Generation, last: float) -> bool:
+    return last - float(one.times[-1]) <= SUCCESSION_S
+
+
+def _together(living: Sequence[Life], ended: Sequence[Life], side_by_side: int) -> Pattern:
+    """A worker leaks when a process grows that still lives, or when most of the last ones that ended had grown."""
+    grows = any(
+        life.pattern is Pattern.GROWING and _surely(life.rate, len(living)) and _outgrows(life, ended)
+        for life in living
+    )
     grew = [life for life in ended if life.pattern is Pattern.GROWING]
-    if grew and len(grew) * 2 >= len(ended):
-        return Pattern.RECYCLED
+    if grew:
+        pace = float(np.median([life.rate.slope for life in grew]))
+        # One that lives and has not grown speaks too, once it would have.
+        cured = [life for life in living if life.pattern is not Pattern.GROWING and _would_show(life, pace)]
+        asked = sorted([*ended, *cured], key=lambda life: life.end)[-RECYCLES * side_by_side :]
+        most = 2 * sum(life.pattern is Pattern.GROWING for life in asked) >= len(asked)
+        if most and not (grows and len(grew) < RECYCLES * side_by_side):
+            return Pattern.RECYCLED
+    if grows:
+        return Pattern.GROWING
     # What most of the observed time was like.
     spent: dict[Pattern, float] = {}
-    for life in judged:
+    for life in (*living, *ended):
         spent[life.pattern] = spent.get(life.pattern, 0.0) + life.hours
-    pattern = max(spent, key=lambda one: spent[one])
+    pattern = max(spent, key=lambda one: spent[one], default=Pattern.INSUFFICIENT_DATA)
     return Pattern.PLATEAU if pattern is Pattern.GROWING else pattern
+
+
+def _surely(rate: Trend, of: int) -> bool:
+    """Whether it grows, judged as one of so many (Bonferroni): of many that only waver, one always seems to."""
+    return rate.slope > NormalDist().inv_cdf(1 - ERROR / 2 / of) / Z * (rate.slope - rate.low)
+
+
+def _outgrows(life: Life, ended: Sequence[Life]) -> bool:
+    """Whether it holds more or lives longer than any of its kind that ended without growing, which warmed up, too."""
+    kind = [one for one in ended if one.generation.role == life.generation.role]
+    healthy = [one for one in kind if one.pattern is not Pattern.GROWING]
+    if not healthy:
+        return True
+    level = max(one.level for one in healthy)
+    return life.level - level >= _worth(level) or life.hours > max(one.hours for one in healthy)
+
+
+def _would_show(life: Life, pace: float) -> bool:
+    """Whether growth of so many KiB an hour would have shown in it, beyond doubt."""
+    return pace * life.hours >= 2 * _worth(life.level)
 
 
 def _rate(judged: Sequence[Life]) -> Trend:
     """Growth of all processes together, KiB an hour of the time in which tasks ran, or of all where none are counted.
 
-    Each process counts for the part of that time that it was judged in, so that neither recycling nor concurrency
-    distorts the sum. Their errors are independent: half intervals add as squares.
+    Each process counts for its part of that time, so that neither recycling nor concurrency distorts the sum.
     """
     if not judged:
         return Trend(0.0, 0.0, 0.0)
     working = [life for life in judged if life.per_task] or judged
     start, end = min(life.start for life in working), max(life.end for life in working)
     shares = [max(0.0, min(life.end, end) - max(life.start, start)) / (end - start) for life in judged]
-    slope = sum(share * life.rate.slope for share, life in zip(shares, judged))
-    below = sum((share * (life.rate.slope - life.rate.low)) ** 2 for share, life in zip(shares, judged)) ** 0.5
-    above = sum((share * (life.rate.high - life.rate.slope)) ** 2 for share, life in zip(shares, judged)) ** 0.5
+    return _sum([(share, life.rate) for share, life in zip(shares, judged)])
+
+
+def _sum(parts: Sequence[tuple[float, Trend]]) -> Trend:
+    """Trends of independent errors, each by its factor: half intervals add as squares."""
+    slope = sum(share * one.slope for share, one in parts)
+    below = sum((share * (one.slope - one.low)) ** 2 for share, one in parts) ** 0.5
+    above = sum((share * (one.high - one.slope)) ** 2 for share, one in parts) ** 0.5
     return Trend(slope, slope - below, slope + above)
 
 
@@ -272,18 +353,18 @@ def _level(worker: Worker) -> float:
     if worker.limits.level_kb is not None:
         return worker.limits.level_kb
     last = _last(worker)
-    return float(sum(one.sizes[-1] for one in worker.generations if last - one.times[-1] <= SUCCESSION_S))
+    return float(sum(one.sizes[-1] for one in worker.generations if _lives(one, last)))
 
 
 def _hours_left(limit_kb: int | None, worker: Worker, rate: Trend) -> float | None:
     return None if limit_kb is None else max(0.0, limit_kb - _level(worker)) / rate.slope
 
 
-def _evidence(worker: Worker, judged: Sequence[Life], pattern: Pattern, rate: Trend) -> list[str]:
+def _evidence(worker: Worker, judged: Sequence[Life], pattern: Pattern) -> list[str]:
     """What a reader should know beside the numbers, a sentence each."""
     said = []
-    if pattern is Pattern.INSUFFICIENT_DATA:
-        said.append(f"no process has the {FEWEST_SAMPLES} samples that a verdict needs")
+    if not judged:
+        said.append(f"no process has the {FEWEST_FLOORS} samples after its warm-up that a verdict needs")
     grew = [life for life in judged if life.pattern is Pattern.GROWING]
     if pattern.leaking:
         least = f"{LEAST_GROWTH_KB // 1024} MiB"

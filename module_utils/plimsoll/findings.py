@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import TypedDict
 
@@ -49,8 +49,11 @@ class Findings(TypedDict):
     hosts: list[Host]
 
 
-def findings(read: Sequence[tuple[Host, HostData | None]], now: float) -> tuple[Findings, list[Verdict]]:
-    """The document and, in the same order, the verdicts that it was made of. now in Unix seconds."""
+def findings(read: Iterable[tuple[Host, HostData | None]], now: float) -> tuple[Findings, list[Verdict]]:
+    """The document and, in the same order, the verdicts that it was made of. now in Unix seconds.
+
+    read may read as it goes: of each host no more than its series is kept.
+    """
     found: list[tuple[Finding, Verdict]] = []
     hosts: list[Host] = []
     for host, data in read:

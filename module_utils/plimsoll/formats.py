@@ -11,8 +11,6 @@ import csv
 import gzip
 import io
 import json
-import math
-import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,9 +20,10 @@ from typing import Any, BinaryIO, NamedTuple
 # A host that lies could send rows for ever; a host with 300 processes a minute takes two weeks to write so many.
 MAX_ROWS = 6_000_000
 MAX_LINE_BYTES = 1 << 20
+# Of what is said of a file that cannot be read: its path is a long one.
+MAX_PROBLEM = 400
 # Later than any clock, and no more KiB than a machine has: what is beyond was never measured.
 MAX_TIME, MAX_COUNT = 1e11, 1 << 53
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class InputError(Exception):
@@ -71,15 +70,19 @@ Trace = dict[str, Any]
 
 def printable(text: Any, most: int = 200) -> str:
     """A string that a host sent, fit for a terminal: no control or direction characters, and no longer than most."""
-    shown = _CONTROL.sub("?", str(text))
+    shown = str(text)[: most + 1]
+    if not shown.isprintable():
+        # Halves of surrogate pairs, which JSON can hold and no file, are among them.
+        shown = "".join(char if char.isprintable() else "?" for char in shown)
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def _time(cell: str) -> float:
     value = float(cell)
-    if not (math.isfinite(value) and 0 <= value < MAX_TIME):
+    if not 0 <= value < MAX_TIME:
         raise ValueError("no Unix time")
-    return value
+    # Nobody samples faster; times that are all but equal would make slopes without end.
+    return round(value, 3)
 
 
 def _count(cell: str) -> int:
@@ -113,14 +116,20 @@ _KINDS: tuple[tuple[set[str], Any], ...] = (
 )
 
 
-def _lines(stream: BinaryIO) -> Iterator[str]:
-    """Whole lines; the last one only with its end."""
-    while line := stream.readline(MAX_LINE_BYTES):
-        if not line.endswith(b"\n"):
-            if len(line) == MAX_LINE_BYTES:
-                raise ValueError(f"a line of more than {MAX_LINE_BYTES} bytes")
-            return
-        yield line.decode(errors="replace")
+class _Lines:
+    """Whole lines of a stream; the last one only with its end. number is that of the line which is being read."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def of(self, stream: BinaryIO) -> Iterator[str]:
+        while line := stream.readline(MAX_LINE_BYTES):
+            self.number += 1
+            if not line.endswith(b"\n"):
+                if len(line) == MAX_LINE_BYTES:
+                    raise ValueError(f"a line of more than {MAX_LINE_BYTES} bytes")
+                return
+            yield line.decode(errors="replace")
 
 
 def _open(path: Path) -> BinaryIO:
@@ -131,13 +140,12 @@ def _open(path: Path) -> BinaryIO:
 
 def read_csv(path: Path) -> Iterator[Sample | CgroupSample]:
     """The rows of a file of samples or of cgroups, NAME.csv or NAME.csv.gz. Raises InputError at the first bad line."""
-    number = 0
+    lines = _Lines()
     try:
         with _open(path) as stream:
-            reader = csv.reader(_lines(stream))
-            columns = next(reader, [])
-            number = 1
-            if not columns:
+            reader = csv.reader(lines.of(stream))
+            columns = next(reader, None)
+            if columns is None:
                 return
             kinds = [kind for needed, kind in _KINDS if needed <= set(columns)]
             if not kinds:
@@ -154,9 +162,6 @@ def read_csv(path: Path) -> Iterator[Sample | CgroupSample]:
                 if column == name
             ]
             for cells in reader:
-                number = reader.line_num
-                if not cells:
-                    continue
                 if len(cells) != len(columns):
                     raise ValueError(f"{len(cells)} fields, the header has {len(columns)}")
                 row = {}
@@ -167,14 +172,11 @@ def read_csv(path: Path) -> Iterator[Sample | CgroupSample]:
                         raise ValueError(f"{name}: {cells[at][:40]!a} is not a value of that column") from None
                 yield kind(**row)
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise InputError(f"{path}: truncated or damaged after line {number}") from None
+        raise InputError(f"{path}: truncated or damaged after line {lines.number}") from None
     except (ValueError, csv.Error) as error:
-        raise InputError(f"{path}, line {max(number, 1)}: {error}") from None
+        raise InputError(f"{path}, line {lines.number}: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-
-
-_FINITE = (int, float)
 
 
 def _sound(record: Any) -> bool:
@@ -195,22 +197,25 @@ def _sound(record: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, _FINITE) and not isinstance(value, bool) and math.isfinite(value)
+    """A number that may be added up: neither NaN nor without end, nor so large that a sum is."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -MAX_COUNT < value < MAX_COUNT
 
 
 def read_trace(path: Path) -> Iterator[Trace]:
     """The records of a file of JSON lines. Raises InputError at the first bad line."""
-    number = 0
+    lines = _Lines()
     try:
         with _open(path) as stream:
-            for line in _lines(stream):
-                number += 1
+            for line in lines.of(stream):
                 record = json.loads(line)
                 if not _sound(record):
                     raise ValueError("no trace record")
                 yield record
+    except json.JSONDecodeError as error:
+        # Its own message counts lines, too.
+        raise InputError(f"{path}, line {lines.number}: no JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}, line {max(number, 1)}: {error}") from None
+        raise InputError(f"{path}, line {lines.number}: {error}") from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
 
@@ -241,19 +246,20 @@ def read_host(host: str, root: Path, strict: bool) -> HostData:
     rows = 0
     for path in files_of(root):
         try:
-            if path.suffix == ".jsonl":
-                data.traces.extend(read_trace(path))
-                continue
-            for row in read_csv(path):
+            for row in read_trace(path) if path.suffix == ".jsonl" else read_csv(path):
                 rows += 1
                 if rows > MAX_ROWS:
                     raise InputError(f"{path}: more than {MAX_ROWS} rows of one host; what follows is left out")
                 if isinstance(row, Sample):
                     data.samples.append(row)
-                else:
+                elif isinstance(row, CgroupSample):
                     data.cgroups.append(row)
+                else:
+                    data.traces.append(row)
         except InputError as error:
             if strict:
                 raise
-            data.problems.append(printable(error))
+            data.problems.append(printable(error, MAX_PROBLEM))
+        if rows > MAX_ROWS:
+            break
     return data

@@ -20,7 +20,7 @@ from .series import Floats
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates" / "report"
 
 CHART_WIDTH, CHART_HEIGHT, CHART_LEFT, CHART_BOTTOM = 720, 220, 64, 26
-# More points than pixels tell nothing more.
+# Over the whole width; a process that lived shorter has fewer. More points than pixels tell nothing more.
 CHART_POINTS = 300
 
 
@@ -90,7 +90,7 @@ def text(document: Findings) -> str:
         for one in document["hosts"]
         if one["collected"] and one["reason"]
     ]
-    return "\n".join(lines)
+    return "\n".join(printable(line, 1000) for line in lines)
 
 
 def summary(document: Findings) -> str:
@@ -118,10 +118,12 @@ def chart(verdict: Verdict) -> dict[str, Any]:
     worker, limits = verdict.worker, verdict.worker.limits
     start = min(float(one.times[0]) for one in worker.generations)
     end = max(float(one.times[-1]) for one in worker.generations)
-    most = max([float(one.sizes.max()) for one in worker.generations] + [float(v) for v in limits.levels[-1:]])
+    inside = (limits.times >= start) & (limits.times <= end)
+    most = max([float(one.sizes.max()) for one in worker.generations] + list(limits.levels[inside]))
     # A limit far above would press all lines to the ground.
     shown = [limit for limit in (limits.high_kb, limits.max_kb) if limit and limit <= 8 * most]
-    top = 1.05 * max([most, *map(float, shown)]) or 1.0
+    # The name of a limit has its place above the line.
+    top = 1.1 * max([most, *map(float, shown)]) or 1.0
 
     def x(when: float) -> float:
         return round(CHART_LEFT + (when - start) / ((end - start) or 1.0) * (CHART_WIDTH - CHART_LEFT - 8), 1)
@@ -130,7 +132,8 @@ def chart(verdict: Verdict) -> dict[str, Any]:
         return round((CHART_HEIGHT - CHART_BOTTOM) * (1 - kib / top), 1)
 
     def points(times: Floats, sizes: Floats) -> str:
-        at = np.unique(np.linspace(0, len(times) - 1, min(len(times), CHART_POINTS)).astype(int))
+        most = CHART_POINTS * float(times[-1] - times[0]) / ((end - start) or 1.0)
+        at = np.unique(np.linspace(0, len(times) - 1, min(len(times), max(2, int(most)))).astype(int))
         return " ".join(f"{x(float(times[i]))},{y(float(sizes[i]))}" for i in at)
 
     lines = [
@@ -142,7 +145,6 @@ def chart(verdict: Verdict) -> dict[str, Any]:
         for life in verdict.lives
         for one in [life.generation]
     ]
-    inside = (limits.times >= start) & (limits.times <= end)
     marks = [("MemoryHigh", limits.high_kb), ("MemoryMax", limits.max_kb)]
     return {
         "lines": lines,

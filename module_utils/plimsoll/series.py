@@ -19,7 +19,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Generation:
-    """times in Unix seconds, ascending; sizes in KiB of rss + swap; tasks finished until then, NaN where not known."""
+    """One process. times in Unix seconds, ascending, each once; sizes in KiB of rss + swap.
+
+    tasks is how many it had finished by then, NaN where that is not known.
+    """
 
     pid: int
     start_time: float | None
@@ -72,21 +75,27 @@ LAST_FIGURES = 5
 
 def workers_of(data: HostData) -> list[Worker]:
     """The workers of one host, by unit."""
-    samples: dict[str, dict[tuple[int, float | None], list[Sample]]] = {}
+    processes: dict[tuple[str, int, float | None], list[Sample]] = {}
     for one in data.samples:
-        samples.setdefault(one.unit or one.command, {}).setdefault((one.pid, one.start_time), []).append(one)
+        # Without the start time, another command is all that tells a pid which came again.
+        who = one.unit or (one.command if one.start_time is None else "")
+        processes.setdefault((who, one.pid, one.start_time), []).append(one)
+    units: dict[str, list[Generation]] = {}
+    for rows in processes.values():
+        newest = max(rows, key=lambda row: row.timestamp)
+        units.setdefault(newest.unit or newest.command, []).append(_generation(rows))
     cgroups: dict[str, list[CgroupSample]] = {}
     for figure in data.cgroups:
         cgroups.setdefault(figure.unit, []).append(figure)
     return [
-        Worker(data.host, unit, tuple(sorted(map(_generation, by_process.values()), key=lambda g: g.times[0])),
-               _limits(cgroups.get(unit, [])))
-        for unit, by_process in sorted(samples.items())
-    ]  # fmt: skip
+        Worker(data.host, unit, tuple(sorted(lives, key=lambda one: one.times[0])), _limits(cgroups.get(unit, [])))
+        for unit, lives in sorted(units.items())
+    ]
 
 
 def _generation(rows: Sequence[Sample]) -> Generation:
-    rows = sorted(rows, key=lambda row: row.timestamp)
+    # One at a time: a segment may be there twice, gzipped and not yet removed.
+    rows = sorted({row.timestamp: row for row in rows}.values(), key=lambda row: row.timestamp)
     return Generation(
         pid=rows[0].pid,
         start_time=rows[0].start_time,

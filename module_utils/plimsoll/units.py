@@ -6,6 +6,7 @@ file and restarting its unit is mended by the next one.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,19 +51,25 @@ def parse(shown: str) -> dict[str, State]:
         one = dict(pairs)
         # EnvironmentFiles has a line for each: PATH (ignore_errors=no).
         environment = [value.rsplit(" (", 1)[0] for key, value in pairs if key == "EnvironmentFiles"]
-        files = [one.get("FragmentPath", ""), *one.get("DropInPaths", "").split(), *environment]
+        files = [one.get("FragmentPath", ""), *_paths(one.get("DropInPaths", "")), *environment]
         began = int(one.get("InactiveExitTimestampMonotonic") or 0)
         states[one.get("Id", "")] = State(
             found=one.get("LoadState") == "loaded",
-            # auto-restart: it ended, and systemd is about to try once more.
-            active=one.get("ActiveState") in RUNS and one.get("SubState") != "auto-restart",
+            # auto-restart, or auto-restart-queued: it ended, and systemd is about to try once more.
+            active=one.get("ActiveState") in RUNS and not one.get("SubState", "").startswith("auto-restart"),
             failed=one.get("ActiveState") == "failed",
-            enabled=one.get("UnitFileState", "").startswith("enabled"),
+            # enabled-runtime ends with the next boot.
+            enabled=one.get("UnitFileState") == "enabled",
             stale=one.get("NeedDaemonReload") == "yes",
             files=tuple(path for path in files if path),
             began=began / 1e6 if began else None,
         )
     return states
+
+
+def _paths(shown: str) -> list[str]:
+    """Of a property with several values: systemd puts one in double quotes where it holds a space or a backslash."""
+    return shlex.split(shown) if '"' in shown else shown.split()
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,11 @@ class Step:
 
     def as_data(self) -> dict[str, Any]:
         return {"unit": self.name, "enable": self.enable, "action": self.action, "reason": self.reason}
+
+    def line(self) -> str:
+        """For --diff."""
+        words = ["" if self.enable is None else "enable" if self.enable else "disable", self.action]
+        return f"{self.name}: {' and '.join(filter(None, words))}" + (f" ({self.reason})" if self.reason else "")
 
 
 def plan(wanted: Sequence[Wanted], states: Mapping[str, State], changed: Mapping[str, float]) -> list[Step]:

@@ -1,0 +1,189 @@
+"""Which task and which line: from the bootstrap's records, of several processes and windows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from plimsoll.diagnose import culprits, leak_class, short, task_growth
+
+APP = "/opt/celery/releases/0123456789abcdef/app"
+
+
+def grew(time: float, task: Any, kb: float, count: int, pid: int = 7) -> dict[str, Any]:
+    return {"kind": "task_growth", "time": time, "pid": pid, "task": task, "count": count, "rss_growth_kb": kb}
+
+
+def site(line: int, kb: float, file: str = f"{APP}/shop/tasks.py", function: str = "scan") -> dict[str, Any]:
+    return {"file": file, "line": line, "function": function, "size_kb": kb, "count": 1, "growth_kb": kb}
+
+
+def window(*sites: dict[str, Any], time: float = 10, pid: int = 7, **tasks: float) -> dict[str, Any]:
+    told = {name: {"count": 1, "traced_growth_kb": kb} for name, kb in tasks.items()}
+    return {"kind": "growth", "time": time, "pid": pid, "sites": list(sites), "tasks": told}
+
+
+def mark(kind: str, time: float, kb: float, pid: int = 7) -> dict[str, Any]:
+    return {"kind": f"window_{kind}", "time": time, "pid": pid, "rss_kb": kb}
+
+
+# ---- tasks ----
+
+
+def test_the_last_record_of_each_process_counts_and_processes_add_up() -> None:
+    records = [
+        grew(1, "scan", 100, 10),
+        grew(3, "scan", 900, 30),
+        grew(2, "scan", 500, 20),
+        grew(2, "mail", -40, 5),
+        grew(1, "scan", 50, 4, pid=8),
+    ]
+    assert task_growth(records) == {"scan": (950, 34), "mail": (-40, 5)}
+    assert list(task_growth([*records, grew(9, "pack", 5000, 1)])) == ["pack", "scan", "mail"]
+
+
+def test_a_pid_that_came_again_is_another_process() -> None:
+    records = [grew(1, "scan", 100, 10), grew(2, "scan", 900, 30), grew(3, "scan", 70, 2), grew(4, "scan", 200, 6)]
+    assert task_growth(records) == {"scan": (1100, 36)}
+
+
+def test_records_without_a_field_do_no_harm() -> None:
+    assert task_growth([{"kind": "task_growth", "time": 1}, {"kind": "other", "time": 2}]) == {"": (0, 0)}
+    assert task_growth([]) == {}
+
+
+# ---- lines ----
+
+
+def test_a_line_is_named_with_its_task_and_shares() -> None:
+    records = [
+        grew(5, "shop.scan", 9000, 40),
+        grew(5, "shop.mail", 1000, 40),
+        grew(5, "shop.free", -500, 40),
+        window(site(12, 800.04), site(40, 150), site(41, 50), **{"shop.scan": 900, "shop.mail": 20}),
+        window(site(12, 900), site(40, 100), time=20, pid=8, **{"shop.scan": 950}),
+    ]
+    first, second = culprits(records)
+    assert first == {
+        "task": "shop.scan",
+        "task_share": 0.9,
+        "file": f"{APP}/shop/tasks.py",
+        "line": 12,
+        "function": "scan",
+        "growth_kb": 1700.0,
+        "share": 0.85,
+        "windows": 2,
+    }
+    assert (second["line"], second["growth_kb"], second["share"]) == (40, 250, 0.125)
+
+
+def test_at_most_three_lines_are_named() -> None:
+    assert [one["line"] for one in culprits([window(*(site(n, 100 + n) for n in range(8)))])] == [7, 6, 5]
+
+
+def test_a_line_belongs_to_the_task_that_grew_in_the_windows_that_saw_it() -> None:
+    """By RSS alone, all lines would be the largest task's."""
+    records = [
+        grew(1, "a", 9000, 9),
+        grew(1, "b", 3000, 9),
+        window(site(1, 500), a=500, b=5),
+        window(site(2, 400), a=5, b=400),
+    ]
+    assert [(one["line"], one["task"], one["task_share"]) for one in culprits(records)] == [
+        (1, "a", 0.75),
+        (2, "b", 0.25),
+    ]
+
+
+def test_a_line_without_traced_tasks_is_given_to_the_task_of_most_rss() -> None:
+    assert [one["task"] for one in culprits([grew(1, "a", 10, 1), grew(1, "b", 90, 1), window(site(1, 500))])] == ["b"]
+    assert [one["task"] for one in culprits([window(site(1, 500))])] == [None]
+    assert [one["task"] for one in culprits([window(site(1, 500), a=-30)])] == [None]
+
+
+def test_where_nothing_was_traced_the_tasks_are_named_alone() -> None:
+    records = [grew(1, name, kb, 9) for name, kb in {"a": 600, "b": 250, "c": 100, "d": 30, "e": 20, "f": -99}.items()]
+    found = culprits(records)
+    assert [(one["task"], one["task_share"]) for one in found] == [("a", 0.6), ("b", 0.25), ("c", 0.1)]
+    assert {(one["file"], one["line"], one["growth_kb"], one["windows"]) for one in found} == {(None, None, None, 0)}
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [grew(1, "a", 0, 9)],
+        [grew(1, "a", -90, 9)],
+        [window()],
+        [window(site(1, 0))],
+        [window(site(1, -500), site(2, -1))],
+        [mark("open", 1, 90)],
+    ],
+)
+def test_where_nothing_grew_nobody_is_blamed(records: list[dict[str, Any]]) -> None:
+    assert culprits(records) == []
+
+
+def test_what_shrank_does_not_hide_what_grew() -> None:
+    (one,) = culprits([window(site(1, 500), site(2, -4000))])
+    assert (one["line"], one["share"]) == (1, 1.0)
+
+
+def test_names_that_a_worker_made_up_are_fit_to_print() -> None:
+    evil = "\x1b[2J<script>\u202e\ud800"
+    records = [
+        grew(1, evil, 90, 1),
+        grew(1, ["no", "name"], 5, 1),
+        window(site(1, 500, file=evil, function=evil), **{evil: 500}),
+        window({"line": 2.0, "growth_kb": 300, "file": None, "function": 7}),
+    ]
+    for one in culprits(records):
+        assert all(str(value).isprintable() for value in one.values())
+        json.dumps(one, allow_nan=False, ensure_ascii=False).encode()
+    named = culprits(records)[0]
+    assert named["task"] == named["file"] == named["function"] == "?[2J<script>??"
+    assert named["task_share"] == round(90 / 95, 3)
+
+
+def test_a_file_is_named_below_its_application_or_its_packages() -> None:
+    assert short(f"{APP}/shop/tasks.py") == "shop/tasks.py"
+    assert short("/opt/celery/current/venv/lib/python3.11/site-packages/numpy/core.py") == "numpy/core.py"
+    assert short("/usr/lib/python3/dist-packages/yaml/__init__.py") == "yaml/__init__.py"
+    assert short("/home/me/tasks.py") == "/home/me/tasks.py"
+
+
+# ---- the class ----
+
+
+def test_objects_that_explain_half_of_the_growth_are_the_cause() -> None:
+    records = [mark("open", 1, 90_000), window(site(1, 600), site(2, -300), time=2), mark("close", 3, 91_200)]
+    assert leak_class(records) == "python_objects"
+    assert leak_class([*records[:2], mark("close", 3, 91_201)]) == "unknown"
+
+
+def test_windows_of_several_processes_are_summed() -> None:
+    records = [
+        mark("open", 1, 90_000),
+        mark("open", 2, 50_000, pid=8),
+        window(site(1, 100), time=3),
+        mark("close", 3, 92_000),
+        window(site(1, 1900), time=4, pid=8),
+        mark("close", 5, 52_000, pid=8),
+    ]
+    assert leak_class(records) == leak_class(records[::-1]) == "python_objects"
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [window(site(1, 600))],
+        [mark("open", 1, 90_000), window(site(1, 600), time=2)],
+        [window(site(1, 600)), mark("close", 3, 91_000)],
+        [mark("open", 1, 90_000), window(site(1, 600), time=2), mark("close", 3, 89_000)],
+        [{"kind": "window_open", "time": 1}, {"kind": "window_close", "time": 2}],
+    ],
+)
+def test_without_a_window_in_which_rss_grew_the_class_is_not_known(records: list[dict[str, Any]]) -> None:
+    assert leak_class(records) == "unknown"

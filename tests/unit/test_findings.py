@@ -1,0 +1,191 @@
+"""findings.json: its keys, its order, and that it is JSON whatever was read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from plimsoll.findings import findings, leaking
+from plimsoll.formats import MAX_COUNT, CgroupSample, HostData, Sample
+from plimsoll.store import Host
+
+T0 = 1_763_942_400
+GATE, SALES = "celery-worker@gate.service", "celery-worker@sales.service"
+WORKER_KEYS = (
+    "host,unit,leaking,pattern,growth_kb_per_hour,growth_low,growth_high,growth_kb_per_1000_tasks,generations,samples,"
+    "span_hours,level_kb,memory_high_kb,memory_max_kb,hours_to_memory_high,hours_to_memory_max,leak_class,culprits,"
+    "evidence,remedy"
+)
+
+
+def up(host: str, reason: str = "") -> Host:
+    return {"host": host, "collected": True, "reason": reason}
+
+
+def samples(unit: str, rate: float, hours: int = 30, pid: int = 7, start: float = T0) -> list[Sample]:
+    """One process, sampled every quarter of an hour; rate in KiB an hour."""
+    return [
+        Sample(start + 900 * n, pid, int(60_000 + rate * n / 4), "celery", unit, start, "child", tasks=10 * n)
+        for n in range(4 * hours)
+    ]
+
+
+def figures(unit: str, high: int | None, most: int | None, level: int = 200_000) -> list[CgroupSample]:
+    return [CgroupSample(T0 + 900 * n, unit, level, high, most) for n in range(5)]
+
+
+def records(unit: str) -> list[dict[str, Any]]:
+    one = {"file": "/x/tasks.py", "line": 9, "function": "scan", "growth_kb": 500}
+    head = {"unit": unit, "pid": 7}
+    return [
+        {**head, "kind": "task_growth", "time": 1, "task": "shop.scan", "count": 9, "rss_growth_kb": 700},
+        {**head, "kind": "window_open", "time": 1, "rss_kb": 90_000},
+        {**head, "kind": "growth", "time": 2, "sites": [one], "tasks": {}},
+        {**head, "kind": "window_close", "time": 3, "rss_kb": 90_700},
+    ]
+
+
+def made(*read: tuple[Host, HostData | None]) -> dict[str, Any]:
+    """The document as a reader gets it."""
+    return json.loads(json.dumps(findings(read, T0)[0], allow_nan=False))
+
+
+def test_the_document_has_the_keys_that_are_documented() -> None:
+    data = HostData("w-1", samples(GATE, 2000), figures(GATE, 300_000, 400_000), records(GATE))
+    document = made((up("w-1"), data), ({"host": "w-2", "collected": False, "reason": "unreachable"}, None))
+    assert list(document) == ["schema", "generated", "workers", "hosts"]
+    assert (document["schema"], document["generated"]) == (1, "2025-11-24T00:00:00+00:00")
+    (one,) = document["workers"]
+    assert ",".join(one) == WORKER_KEYS
+    assert (one["host"], one["unit"], one["leaking"], one["pattern"]) == ("w-1", GATE, True, "growing")
+    assert one["growth_kb_per_hour"] == pytest.approx(2000, rel=0.01)
+    assert one["growth_low"] <= one["growth_kb_per_hour"] <= one["growth_high"]
+    assert one["growth_kb_per_1000_tasks"] == pytest.approx(50_000, rel=0.01)
+    assert (one["generations"], one["samples"], one["span_hours"]) == (1, 120, 29.75)
+    assert (one["level_kb"], one["memory_high_kb"], one["memory_max_kb"]) == (200_000, 300_000, 400_000)
+    assert one["hours_to_memory_high"] == pytest.approx(50, rel=0.01)
+    assert one["hours_to_memory_max"] == pytest.approx(100, rel=0.01)
+    assert (one["leak_class"], one["remedy"]) == ("python_objects", None)
+    (culprit,) = one["culprits"]
+    assert ",".join(culprit) == "task,task_share,file,line,function,growth_kb,share,windows"
+    assert (culprit["task"], culprit["line"]) == ("shop.scan", 9)
+    assert one["evidence"] == ["1 of 1 processes grew by more than 4 MiB, and went on to the end"]
+    assert document["hosts"] == [
+        {"host": "w-1", "collected": True, "reason": ""},
+        {"host": "w-2", "collected": False, "reason": "unreachable"},
+    ]
+
+
+def test_a_worker_that_does_not_leak_has_no_culprit_and_no_time_left() -> None:
+    (one,) = made((up("w-1"), HostData("w-1", samples(GATE, 0), figures(GATE, 1, 2), records(GATE))))["workers"]
+    assert (one["leaking"], one["pattern"]) == (False, "plateau")
+    assert (one["culprits"], one["leak_class"], one["evidence"]) == ([], "unknown", [])
+    assert one["hours_to_memory_high"] is one["hours_to_memory_max"] is None
+    assert (one["memory_high_kb"], one["memory_max_kb"]) == (1, 2)
+
+
+def test_what_was_not_measured_is_null() -> None:
+    plain = [sample._replace(tasks=None, unit="", start_time=None, role="") for sample in samples("", 2000)]
+    (one,) = made((up("w-1"), HostData("w-1", plain)))["workers"]
+    assert (one["unit"], one["pattern"]) == ("celery", "growing")
+    for name in ("growth_kb_per_1000_tasks", "level_kb", "memory_high_kb", "memory_max_kb", "hours_to_memory_max"):
+        assert one[name] is None
+    assert "no tracing window has closed yet, so that no line is named; collect again later" in one["evidence"]
+
+
+def test_records_are_those_of_the_workers_own_unit() -> None:
+    data = HostData(
+        "w-1", samples(GATE, 2000) + samples(SALES, 2000, pid=8), traces=[*records(GATE), {"kind": "x", "time": 1}]
+    )
+    assert {one["unit"]: len(one["culprits"]) for one in made((up("w-1"), data))["workers"]} == {GATE: 1, SALES: 0}
+
+
+def test_leaks_come_first_and_those_with_the_least_time_left_before_others() -> None:
+    def worker(unit: str, rate: float, most: int | None) -> tuple[list[Sample], list[CgroupSample]]:
+        return samples(unit, rate), figures(unit, None, most)
+
+    hosts = {
+        "b": [worker("flat", 0, 210_000), worker("soon", 2000, 250_000)],
+        "a": [worker("later", 9000, 900_000), worker("no limit", 3000, None), worker("no limit, faster", 5000, None)],
+        "c": [worker("flat", 0, 210_000)],
+    }
+    read = [
+        (up(name), HostData(name, [s for each, _ in units for s in each], [f for _, each in units for f in each]))
+        for name, units in hosts.items()
+    ]
+    document, verdicts = findings(read, T0)
+    assert [(one["host"], one["unit"]) for one in document["workers"]] == [
+        ("b", "soon"),
+        ("a", "later"),
+        ("a", "no limit, faster"),
+        ("a", "no limit"),
+        ("b", "flat"),
+        ("c", "flat"),
+    ]
+    assert [(one.worker.host, one.worker.unit) for one in verdicts] == [
+        (one["host"], one["unit"]) for one in document["workers"]
+    ]
+    assert leaking(document) == 4
+    assert [one["host"] for one in document["hosts"]] == ["b", "a", "c"]
+
+
+def test_a_host_that_sent_nothing_or_damage_says_so() -> None:
+    document = made(
+        (up("w-1"), HostData("w-1")),
+        (up("w-2", "old bundle"), HostData("w-2", samples(GATE, 0, 1), problems=[f"p{n}" for n in range(9)])),
+    )
+    assert [one["reason"] for one in document["hosts"]] == [
+        "no samples: is plimsoll-sampler.service running there?",
+        "old bundle; p0; p1; p2",
+    ]
+
+
+def test_nothing_read_is_a_document_too() -> None:
+    document = made()
+    assert (document["workers"], document["hosts"]) == ([], [])
+
+
+def test_one_host_is_read_at_a_time() -> None:
+    """A fleet's samples do not fit into memory; what is kept of each is its series."""
+    order = []
+
+    def reading() -> Any:
+        for host in ("w-1", "w-2"):
+            order.append(host)
+            yield up(host), HostData(host, samples(GATE, 0))
+
+    document, _ = findings(reading(), T0)
+    assert order == [one["host"] for one in document["hosts"]] == ["w-1", "w-2"]
+
+
+ODD: dict[str, list[Sample]] = {
+    "one sample": samples(GATE, 0, 1)[:1],
+    "all at one time": [one._replace(timestamp=5.0) for one in samples(GATE, 9000)],
+    "at the start of time": [one._replace(timestamp=n / 1000) for n, one in enumerate(samples(GATE, 9000))],
+    "at its end": [one._replace(timestamp=1e11 - 1 - n) for n, one in enumerate(samples(GATE, -9))],
+    "as much as a file can say": [
+        one._replace(rss_kb=MAX_COUNT - 1, swap_kb=MAX_COUNT - 1) for one in samples(GATE, 0)
+    ],
+    "from nothing to that, in a moment": [
+        Sample(n / 1000, 7, n * (MAX_COUNT // 200), "x", GATE, tasks=n) for n in range(120)
+    ],
+    "tasks without end": [one._replace(tasks=MAX_COUNT - 1 - n) for n, one in enumerate(samples(GATE, 9000))],
+    "names that lie": [one._replace(unit="\x1b<b>\ud800", command="x") for one in samples(GATE, 9000)],
+    "each a process of its own": [one._replace(pid=n, start_time=n) for n, one in enumerate(samples(GATE, 9000))],
+    "each a worker of its own": [one._replace(unit=f"u{n}") for n, one in enumerate(samples(GATE, 9000))],
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("most", [None, 0, 1, MAX_COUNT - 1])
+def test_the_document_is_json_whatever_was_read(odd: str, most: int | None) -> None:
+    unit = ODD[odd][0].unit
+    data = HostData(
+        "h", ODD[odd], figures(unit, most, most, MAX_COUNT - 1), [{**one, "unit": unit} for one in records(unit)]
+    )
+    document = made((up("h"), data))
+    assert document["workers"]
+    for one in document["workers"]:
+        assert ",".join(one) == WORKER_KEYS
+        assert one["hours_to_memory_max"] is None or one["hours_to_memory_max"] >= 0

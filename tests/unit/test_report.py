@@ -1,0 +1,317 @@
+"""The table and the page: aligned, whole, and safe to look at, whatever the hosts sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from plimsoll import report
+from plimsoll.diagnose import Culprit
+from plimsoll.findings import Finding, Findings, findings
+from plimsoll.formats import MAX_COUNT, CgroupSample, HostData, Sample
+from plimsoll.store import Host
+
+T0 = 1_763_942_400
+GATE = "celery-worker@gate.service"
+EVIL = "\x1b[2J\x07\"><script>alert(1)</script><img src=//x.example>{{ 7*7 }}\u202e\ud800\n& 'end"
+
+
+def samples(unit: str = GATE, rate: float = 2000, hours: int = 30, pid: int = 7) -> list[Sample]:
+    return [
+        Sample(T0 + 900 * n, pid, int(60_000 + rate * n / 4), "celery", unit, T0, "child", tasks=10 * n)
+        for n in range(4 * hours)
+    ]
+
+
+def figures(
+    high: int | None, most: int | None, unit: str = GATE, levels: Sequence[int] = (90_000,)
+) -> list[CgroupSample]:
+    return [CgroupSample(T0 + 900 * n, unit, level, high, most) for n, level in enumerate(levels)]
+
+
+def traces(
+    task: str = "shop.scan", file: str = "/x/releases/1/app/shop/tasks.py", unit: str = GATE
+) -> list[dict[str, Any]]:
+    site = {"file": file, "line": 9, "function": task, "growth_kb": 500}
+    growth = {"kind": "growth", "time": 2, "sites": [site], "tasks": {task: {"traced_growth_kb": 500}}}
+    return [
+        {"kind": "task_growth", "time": 1, "task": task, "count": 9, "rss_growth_kb": 700, "unit": unit},
+        {**growth, "unit": unit},
+    ]
+
+
+def read(*data: HostData, missing: Sequence[Host] = ()) -> tuple[Findings, list[Any]]:
+    up = [({"host": one.host, "collected": True, "reason": ""}, one) for one in data]
+    return findings([*up, *((one, None) for one in missing)], T0)  # type: ignore[list-item]
+
+
+def fleet() -> tuple[Findings, list[Any]]:
+    return read(
+        HostData(
+            "w-1", samples() + samples("celery-worker@sales.service", 0, pid=8), figures(300_000, 400_000), traces()
+        ),
+        HostData("worker-with-a-long-name", samples(rate=90_000), problems=["samples/x.csv: damaged"]),
+        missing=[{"host": "ghost", "collected": False, "reason": "unreachable: no route"}],
+    )
+
+
+# ---- words ----
+
+
+@pytest.mark.parametrize(
+    ("kib", "said"),
+    [
+        (0, "0 KiB"),
+        (3.14, "3.14 KiB"),
+        (1024, "1 MiB"),
+        (-2048, "-2 MiB"),
+        (320 * 1024, "320 MiB"),
+        (1.5 * 2**20, "1.5 GiB"),
+    ],
+)
+def test_sizes_as_a_person_says_them(kib: float, said: str) -> None:
+    assert report.size(kib) == said
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"),
+    [(0, "0 min"), (0.5, "30 min"), (1, "1.0 h"), (47.9, "47.9 h"), (48, "2.0 days"), (1e9, "41666666.7 days")],
+)
+def test_spans_as_a_person_says_them(hours: float, said: str) -> None:
+    assert report.span(hours) == said
+
+
+def finding(**values: Any) -> Finding:
+    (one,) = read(HostData("w-1", samples()))[0]["workers"]
+    one.update(values)  # type: ignore[typeddict-item]
+    return one
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((2048, 1024, 4096), "2.00 MiB/h (1.00 to 4.00)"),
+        ((2**21, 2**20, 2**22), "2.00 GiB/h (1.00 to 4.00)"),
+        ((-1, -3, 0), "0.00 MiB/h (0.00 to 0.00)"),
+        ((-10 * 1024, -2048, -0.0), "-10.00 MiB/h (-2.00 to 0.00)"),
+    ],
+)
+def test_growth_is_told_with_its_interval_in_one_unit(values: tuple[float, float, float], said: str) -> None:
+    rate, low, high = values
+    assert report.growth(finding(growth_kb_per_hour=rate, growth_low=low, growth_high=high)) == said
+
+
+def test_the_time_left_names_the_limit_and_recycling() -> None:
+    assert report.left(finding(hours_to_memory_max=0.25, memory_max_kb=320 * 1024)) == "15 min to 320 MiB"
+    assert report.left(finding(hours_to_memory_max=0.0, memory_max_kb=0)) == "0 min to 0 KiB"
+    assert report.left(finding(pattern="recycled")) == "recycled in time"
+    assert report.left(finding()) == "-"
+
+
+def culprit(**values: Any) -> Culprit:
+    one: Any = {
+        "task": "a",
+        "task_share": 0.75,
+        "file": "/x/site-packages/b.py",
+        "line": 3,
+        "function": "f",
+        "share": 0.5,
+    }
+    return {**one, "growth_kb": 5.0, "windows": 1, **values}  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, "task a at b.py:3 in f: 50 % of the traced growth"),
+        ({"function": None}, "task a at b.py:3: 50 % of the traced growth"),
+        ({"task": None}, "no single task at b.py:3 in f: 50 % of the traced growth"),
+        ({"file": None}, "task a: 75 % of the growth of RSS; no line was traced yet"),
+        ({"file": None, "task_share": None}, "task a: ? of the growth of RSS; no line was traced yet"),
+    ],
+)
+def test_a_culprit_in_a_sentence(values: dict[str, Any], said: str) -> None:
+    assert report.blame(culprit(**values)) == said
+
+
+# ---- the table ----
+
+
+def test_the_table_is_aligned_and_leaks_come_with_their_culprits() -> None:
+    lines = report.text(fleet()[0]).split("\n")
+    rows = [line for line in lines[: lines.index("")] if not line.startswith("    - ")]
+    starts = [lines[0].index(name) for name in ("WORKER", "PATTERN", "GROWTH", "LEFT")]
+    assert len(rows) == 4
+    for row in rows[1:]:
+        assert all(row[at - 2 : at] == "  " and row[at] != " " for at in starts), row
+    assert [row.split()[0] for row in rows[1:]] == ["w-1", "worker-with-a-long-name", "w-1"]
+    assert "LEAK growing" in rows[1] and "days to 391 MiB" in rows[1] and "LEAK" not in rows[3]
+    assert "    - task shop.scan at shop/tasks.py:9 in shop.scan: 100 % of the traced growth" in lines
+    assert lines[lines.index("") + 1 :] == [
+        "2 of 3 workers leak, on 2 of 3 hosts that were read",
+        "not collected: ghost: unreachable: no route",
+        "note: worker-with-a-long-name: samples/x.csv: damaged",
+    ]
+    assert not any(line != line.rstrip() for line in lines)
+
+
+def test_a_fleet_without_workers_is_a_table_too() -> None:
+    assert report.text(read()[0]).split("\n") == [
+        "HOST  WORKER  PATTERN  GROWTH (95 % interval)  LEFT TO MemoryMax",
+        "",
+        "0 of 0 workers leak, on 0 of 0 hosts that were read",
+    ]
+
+
+def hostile() -> tuple[Findings, list[Any]]:
+    """Names that a host or a task made up, also where the readers of files would have made them printable before."""
+    data = HostData(EVIL, samples(EVIL), figures(300_000, 400_000, EVIL), traces(EVIL, EVIL, EVIL), [EVIL])
+    return read(data, missing=[{"host": EVIL, "collected": False, "reason": EVIL}])
+
+
+def test_no_name_reaches_the_terminal_as_it_is() -> None:
+    shown = report.text(hostile()[0])
+    assert all(line.isprintable() for line in shown.split("\n"))
+    shown.encode()
+    assert shown.count("<script>") >= 5 and "\x1b" not in shown
+    assert len(shown.split("\n")) == 8
+
+
+# ---- the page ----
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "line", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: Any) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+TAGS = "html,head,meta,title,style,body,h1,h2,p,div,table,tr,th,td,a,span,section,ul,li,strong,svg,line,text,polyline"
+
+
+def page(document: Findings, verdicts: list[Any]) -> Page:
+    text = report.html(document, verdicts)
+    text.encode()
+    made = Page(text)
+    assert made.open == []
+    assert {tag for tag, _ in made.tags} <= set(TAGS.split(","))
+    return made
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    document, verdicts = fleet()
+    made = page(document, verdicts)
+    for tag, attributes in made.tags:
+        assert not {"src", "srcset", "data", "action", "xlink:href", "style"} & set(attributes), tag
+        assert not any(name.startswith("on") for name in attributes)
+        assert (attributes.get("href") or "#").startswith("#")
+    assert not re.search(r"https?:|//|@import|url\(|<script|<link|javascript:", report.html(document, verdicts))
+
+
+def test_every_worker_has_a_row_a_section_and_a_chart() -> None:
+    made = page(*fleet())
+    assert [one["href"] for one in made.all("a")] == ["#w1", "#w2", "#w3"]
+    assert [one["id"] for one in made.all("section")] == ["w1", "w2", "w3"]
+    assert len(made.all("svg")) == 3
+    lines = [one for one in made.all("polyline") if one.get("class") != "cgroup"]
+    assert [one.get("class") for one in lines] == ["grows", "grows", None]
+    text = "".join(made.text)
+    for said in ("2 of 3 workers leak", "Not collected:", "ghost: unreachable", "Note:", "samples/x.csv: damaged"):
+        assert said in text
+    assert "task shop.scan at shop/tasks.py:9 in shop.scan" in text and "leak class" in text
+
+
+def test_no_name_is_markup_on_the_page() -> None:
+    document, verdicts = hostile()
+    made = page(document, verdicts)
+    shown = report.html(document, verdicts)
+    assert "<script" not in shown and "<img" not in shown and "{{ 7*7 }}" in shown
+    assert re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\ud800]", shown) is None
+    assert "".join(made.text).count("<script>alert(1)</script>") >= 6
+    assert all("<script>" in str(one["aria-label"]) for one in made.all("svg"))
+
+
+# ---- the chart ----
+
+
+def chart(lives: list[Sample], cgroups: Sequence[CgroupSample] = ()) -> dict[str, Any]:
+    _, verdicts = read(HostData("w-1", lives, list(cgroups)))
+    return report.chart(verdicts[0])
+
+
+def spots(points: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in (spot.split(",") for spot in points.split())]
+
+
+ODD: dict[str, tuple[list[Sample], list[CgroupSample]]] = {
+    "one sample": (samples()[:1], figures(1, 2)),
+    "no width": ([one._replace(timestamp=5.0, pid=n) for n, one in enumerate(samples())], []),
+    "no height": ([one._replace(rss_kb=0) for one in samples()], figures(0, 0, levels=[0, 0])),
+    "as much as a file can say": ([one._replace(rss_kb=MAX_COUNT - 1) for one in samples()], figures(1, MAX_COUNT - 1)),
+    "the end of time": ([one._replace(timestamp=1e11 - 1 - n) for n, one in enumerate(samples())], []),
+    "figures of other times": (samples(hours=1), [one._replace(timestamp=5.0) for one in figures(1, 2)]),
+    "a figure far above": (samples(hours=1), figures(None, None, levels=[90_000, 9_000_000, 90_000])),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_chart_of_anything_is_within_its_frame(odd: str) -> None:
+    drawn = chart(*ODD[odd])
+    assert drawn["lines"]
+    for points in [one["points"] for one in drawn["lines"]] + [drawn["cgroup"]]:
+        for x, y in spots(points):
+            assert drawn["left"] <= x <= drawn["width"] and 0 <= y <= drawn["ground"]
+    assert all(0 <= one["y"] <= drawn["ground"] for one in drawn["limits"] + drawn["sizes"])
+    page(*read(HostData("w-1", *ODD[odd])))
+
+
+def test_a_limit_is_drawn_with_room_for_its_name_and_not_where_it_would_flatten_all() -> None:
+    lives = samples()
+    most = max(one.rss_kb for one in lives)
+    near = chart(lives, figures(most, 2 * most))["limits"]
+    assert [one["name"] for one in near] == ["MemoryHigh", "MemoryMax"]
+    assert near[1]["y"] > 12
+    assert [one["name"] for one in chart(lives, figures(most, 20 * most))["limits"]] == ["MemoryHigh"]
+    assert chart(lives, figures(None, None))["limits"] == []
+
+
+def test_a_long_series_is_thinned_and_keeps_its_ends() -> None:
+    lives = [Sample(T0 + n, 7, 60_000 + n, "celery", GATE, T0) for n in range(5000)]
+    at = spots(chart(lives)["lines"][0]["points"])
+    assert len(at) == report.CHART_POINTS
+    assert (at[0][0], at[-1][0]) == (report.CHART_LEFT, report.CHART_WIDTH - 8)
+
+
+def test_thousands_of_short_lives_make_no_page_of_gigabytes() -> None:
+    lives = [
+        Sample(T0 + 600 * life + 20 * n, life, 60_000 + n, "celery", GATE, T0 + 600 * life)
+        for life in range(500)
+        for n in range(30)
+    ]
+    drawn = chart(lives)
+    assert len(drawn["lines"]) == 500
+    assert sum(len(spots(one["points"])) for one in drawn["lines"]) <= 1000

@@ -1,0 +1,370 @@
+"""What units need to run what their files say: read off `systemctl show`, planned without a host."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from plimsoll.units import PROPERTIES, State, Step, Wanted, parse, plan
+from plimsoll_project.library import systemd_units
+
+SALES, GATE, TARGET = "celery-worker@sales.service", "celery-worker@gate.service", "celery-workers.target"
+FRAGMENT = "/etc/systemd/system/celery-worker@.service"
+DROPIN = "/etc/systemd/system/celery-worker@sales.service.d/10-worker.conf"
+ENVIRONMENT = "/etc/celery/environment"
+
+# As systemd 252 prints it: properties in an order of its own, a line for each environment file, an empty line between.
+SHOWN = f"""\
+EnvironmentFiles=/etc/celery/environment (ignore_errors=no)
+EnvironmentFiles=/etc/celery/of (its) own (ignore_errors=yes)
+Id=celery-worker@sales.service
+LoadState=loaded
+ActiveState=active
+SubState=running
+FragmentPath={FRAGMENT}
+DropInPaths=/run/systemd/system/celery-worker@.service.d/50-a.conf {DROPIN}
+UnitFileState=disabled
+NeedDaemonReload=no
+InactiveExitTimestampMonotonic=12345678901
+
+Id=celery-workers.target
+LoadState=loaded
+ActiveState=active
+SubState=active
+FragmentPath=/etc/systemd/system/celery-workers.target
+DropInPaths=
+UnitFileState=enabled
+NeedDaemonReload=yes
+InactiveExitTimestampMonotonic=9000000
+
+Id=celery-worker@gone.service
+LoadState=not-found
+ActiveState=inactive
+SubState=dead
+FragmentPath=
+DropInPaths=
+UnitFileState=
+NeedDaemonReload=no
+InactiveExitTimestampMonotonic=0
+"""
+
+RUNS = State(True, True, False, False, False, (FRAGMENT, DROPIN, ENVIRONMENT), 1000.0)
+OLD = dict.fromkeys(RUNS.files, 500.0)
+
+
+# ---- what systemd says ----
+
+
+def test_what_systemd_shows_is_read() -> None:
+    states = parse(SHOWN)
+    assert list(states) == [SALES, TARGET, "celery-worker@gone.service"]
+    assert states[SALES] == State(
+        found=True,
+        active=True,
+        failed=False,
+        enabled=False,
+        stale=False,
+        files=(
+            FRAGMENT,
+            "/run/systemd/system/celery-worker@.service.d/50-a.conf",
+            DROPIN,
+            ENVIRONMENT,
+            "/etc/celery/of (its) own",
+        ),
+        began=12345.678901,
+    )
+    assert states[TARGET] == State(True, True, False, True, True, ("/etc/systemd/system/celery-workers.target",), 9.0)
+    assert states["celery-worker@gone.service"] == State(False, False, False, False, False, (), None)
+
+
+@pytest.mark.parametrize(
+    ("shown", "paths"),
+    [
+        # systemd quotes as a shell does.
+        (
+            r'"/etc/systemd/system/a b.service.d/1.conf" /etc/2.conf',
+            ["/etc/systemd/system/a b.service.d/1.conf", "/etc/2.conf"],
+        ),
+        (r'"/etc/systemd/system/a@x\\x2dy.service.d/1.conf"', [r"/etc/systemd/system/a@x\x2dy.service.d/1.conf"]),
+        # Before 246 it did not.
+        (r"/etc/systemd/system/a@x\x2dy.service.d/1.conf", [r"/etc/systemd/system/a@x\x2dy.service.d/1.conf"]),
+    ],
+)
+def test_paths_are_read_as_systemd_writes_them(shown: str, paths: list[str]) -> None:
+    (state,) = parse(f"Id=a.service\nDropInPaths={shown}\n").values()
+    assert list(state.files) == paths
+
+
+@pytest.mark.parametrize(
+    ("active", "sub", "runs", "failed"),
+    [
+        ("active", "running", True, False),
+        ("active", "exited", True, False),
+        ("reloading", "reload", True, False),
+        ("activating", "start", True, False),
+        ("activating", "auto-restart", False, False),
+        ("activating", "auto-restart-queued", False, False),
+        ("deactivating", "stop-sigterm", False, False),
+        ("inactive", "dead", False, False),
+        ("failed", "failed", False, True),
+    ],
+)
+def test_what_runs_and_what_failed(active: str, sub: str, runs: bool, failed: bool) -> None:
+    (state,) = parse(f"Id=a.service\nActiveState={active}\nSubState={sub}\n").values()
+    assert (state.active, state.failed) == (runs, failed)
+
+
+@pytest.mark.parametrize(
+    ("shown", "enabled"),
+    [
+        ("enabled", True),
+        ("enabled-runtime", False),
+        ("disabled", False),
+        ("static", False),
+        ("masked", False),
+        ("", False),
+    ],
+)
+def test_enabled_is_what_the_next_boot_starts(shown: str, enabled: bool) -> None:
+    (state,) = parse(f"Id=a.service\nUnitFileState={shown}\n").values()
+    assert state.enabled is enabled
+
+
+@pytest.mark.parametrize("load", ["not-found", "bad-setting", "error", "masked", ""])
+def test_what_is_not_loaded_is_not_found(load: str) -> None:
+    (state,) = parse(f"Id=a.service\nLoadState={load}\n").values()
+    assert not state.found
+
+
+def test_all_that_is_read_is_asked_for() -> None:
+    for line in SHOWN.splitlines():
+        assert not line or line.split("=")[0] in PROPERTIES.split(",")
+
+
+# ---- the plan ----
+
+
+def one(
+    state: State | None, changed: dict[str, float] | None = None, *, name: str = SALES, **wanted: Any
+) -> list[Step]:
+    states = {} if state is None else {name: state}
+    return plan([Wanted(name, **wanted)], states, OLD if changed is None else changed)
+
+
+def test_a_unit_that_runs_what_its_files_say_needs_nothing() -> None:
+    assert one(RUNS) == []
+    assert one(RUNS, dict.fromkeys(RUNS.files, 1000.0)) == []
+    assert one(RUNS, {}) == []
+
+
+@pytest.mark.parametrize("state", [None, replace(RUNS, found=False)])
+def test_a_unit_that_is_not_there_would_be_started(state: State | None) -> None:
+    assert one(state) == [Step(SALES, None, "start", "not there yet")]
+    assert one(state, enabled=True) == [Step(SALES, True, "start", "not there yet")]
+
+
+@pytest.mark.parametrize(("failed", "reason"), [(False, "not running"), (True, "failed")])
+def test_a_unit_that_does_not_run_is_started_and_not_restarted(failed: bool, reason: str) -> None:
+    state = replace(RUNS, active=False, failed=failed, stale=True)
+    assert one(state, dict.fromkeys(RUNS.files, 2000.0)) == [Step(SALES, None, "start", reason)]
+
+
+@pytest.mark.parametrize("newer", RUNS.files)
+def test_a_service_that_is_older_than_one_of_its_files_is_restarted(newer: str) -> None:
+    assert one(RUNS, {**OLD, newer: 1000.5}) == [Step(SALES, None, "restart", f"runs something older than {newer}")]
+
+
+def test_further_files_count_where_they_are_there() -> None:
+    assert one(RUNS, files=("/opt/celery/current",)) == []
+    step = Step(SALES, None, "restart", "runs something older than /etc/celery/environment, /opt/celery/current")
+    assert one(RUNS, {ENVIRONMENT: 1001.0, "/opt/celery/current": 1001.0}, files=("/opt/celery/current",)) == [step]
+
+
+def test_a_file_that_this_run_would_write_counts_as_newer() -> None:
+    """In check mode: it may not be there at all."""
+    (step,) = one(RUNS, {**OLD, "/opt/celery/current": float("inf")}, files=("/opt/celery/current",))
+    assert (step.action, step.reason) == ("restart", "runs something older than /opt/celery/current")
+    assert one(RUNS, {**OLD, "/of/another": float("inf")}) == []
+
+
+def test_what_was_loaded_anew_is_restarted() -> None:
+    assert one(replace(RUNS, stale=True)) == [Step(SALES, None, "restart", "runs something older than its unit file")]
+
+
+@pytest.mark.parametrize("name", [TARGET, "plimsoll-collect.timer", "celery.slice"])
+def test_only_services_are_restarted(name: str) -> None:
+    state = replace(RUNS, stale=True)
+    changed = dict.fromkeys(RUNS.files, float("inf"))
+    assert one(state, changed, name=name, files=RUNS.files) == []
+    assert one(replace(state, active=False), changed, name=name) == [Step(name, None, "start", "not running")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_enabled", "enable"),
+    [
+        (None, True, None),
+        (None, False, None),
+        (True, True, None),
+        (True, False, True),
+        (False, False, None),
+        (False, True, False),
+    ],
+)
+def test_enabling_is_asked_for_or_left_alone(wanted: bool | None, is_enabled: bool, enable: bool | None) -> None:
+    steps = one(replace(RUNS, enabled=is_enabled), enabled=wanted)
+    assert steps == ([] if enable is None else [Step(SALES, enable, "")])
+
+
+def test_steps_come_in_the_order_of_what_is_wanted() -> None:
+    states = {GATE: replace(RUNS, active=False), SALES: replace(RUNS, stale=True), TARGET: RUNS}
+    steps = plan([Wanted(SALES), Wanted(TARGET), Wanted(GATE, True)], states, {})
+    assert [(step.name, step.enable, step.action) for step in steps] == [
+        (SALES, None, "restart"),
+        (GATE, True, "start"),
+    ]
+    assert steps[1].as_data() == {"unit": GATE, "enable": True, "action": "start", "reason": "not running"}
+
+
+@pytest.mark.parametrize(
+    ("step", "line"),
+    [
+        (Step("a", None, "restart", "why"), "a: restart (why)"),
+        (Step("a", True, "start", "why"), "a: enable and start (why)"),
+        (Step("a", True, ""), "a: enable"),
+        (Step("a", False, ""), "a: disable"),
+    ],
+)
+def test_a_step_is_told_in_a_line(step: Step, line: str) -> None:
+    assert step.line() == line
+
+
+# ---- the module, on a systemctl that the test makes up ----
+
+LATER = 10**16  # in microseconds, after any file of today
+
+SYSTEMCTL = r"""#!/bin/sh
+echo "$@" >> "{folder}/calls"
+case $1 in
+    show) case "$*" in *UnitsLoad*) cat "{folder}/loaded" ;; *) cat "{folder}/shown" ;; esac ;;
+    start) [ ! -e "{folder}/refuses" ] ;;
+    is-active) false ;;
+esac
+"""
+
+
+class Host:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name, text in {
+            "systemctl": SYSTEMCTL.replace("{folder}", str(folder)),
+            "journalctl": "#!/bin/sh\necho why\n",
+        }.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        # Of today, which is within what this machine has been up for.
+        self.dropin = folder / "10 worker.conf"
+        self.dropin.write_text("")
+        (folder / "units").mkdir()
+        (folder / "loaded").write_text(f"{LATER}\n")
+
+    def show(self, *blocks: str) -> None:
+        (self.folder / "shown").write_text("\n\n".join(blocks))
+
+    def block(self, name: str, active: str = "active", began: int = 1, more: str = "") -> str:
+        lines = [f"Id={name}", "LoadState=loaded", f"ActiveState={active}", f'DropInPaths="{self.dropin}"']
+        return "\n".join([*lines, f"InactiveExitTimestampMonotonic={began}", more])
+
+    def calls(self) -> list[str]:
+        """What was asked for beside what is shown."""
+        return [line for line in (self.folder / "calls").read_text().splitlines() if not line.startswith("show")]
+
+
+@pytest.fixture
+def host(tmp_path: Path, monkeypatch: Any) -> Host:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(systemd_units, "UNITS", str(tmp_path / "units"))
+    return Host(tmp_path)
+
+
+def run(capsys: Any, *units: dict[str, Any], check: bool = False, **more: Any) -> dict[str, Any]:
+    arguments = {"units": list(units), "_ansible_check_mode": check, **more}
+    with patch_module_args(arguments), pytest.raises(SystemExit):
+        systemd_units.main()
+    told: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return told
+
+
+def test_a_unit_of_old_files_is_restarted_one_of_none_newer_is_left(host: Host, capsys: Any) -> None:
+    host.show(host.block(SALES), host.block(GATE, began=LATER))
+    told = run(capsys, {"name": SALES}, {"name": GATE})
+    assert host.calls() == [f"restart -- {SALES}"]
+    assert told["changed"] and told["diff"]["after"] == f"{SALES}: restart (runs something older than {host.dropin})\n"
+
+
+def test_check_mode_foresees_and_does_nothing(host: Host, capsys: Any) -> None:
+    host.show(host.block(SALES, began=LATER))
+    assert not run(capsys, {"name": SALES}, check=True)["changed"]
+    told = run(capsys, {"name": SALES, "files": ["/opt/new"]}, check=True, pending=["/opt/new"])
+    assert told["steps"][0]["action"] == "restart"
+    assert run(capsys, {"name": "new.service", "enabled": True}, check=True)["steps"][0]["action"] == "start"
+    assert host.calls() == []
+
+
+def test_what_failed_is_reset_enabled_and_started(host: Host, capsys: Any) -> None:
+    host.show(host.block(SALES, "failed"))
+    run(capsys, {"name": SALES, "enabled": True})
+    assert host.calls() == [f"enable -- {SALES}", f"reset-failed -- {SALES}", f"start -- {SALES}"]
+
+
+def test_systemd_reads_changed_files_first_and_what_runs_is_then_older(host: Host, capsys: Any) -> None:
+    host.show(host.block(SALES, began=LATER, more="NeedDaemonReload=yes"))
+    run(capsys, {"name": SALES})
+    assert host.calls() == ["daemon-reload", f"restart -- {SALES}"]
+
+
+def test_a_drop_in_that_systemd_has_yet_to_see_makes_it_read_them_all(host: Host, capsys: Any) -> None:
+    host.show(host.block(SALES, began=LATER))
+    (host.folder / "loaded").write_text("1\n")
+    told = run(capsys, {"name": SALES}, check=True)
+    assert not told["changed"] and host.calls() == []
+    run(capsys, {"name": SALES})
+    assert host.calls() == ["daemon-reload"]
+    (host.folder / "loaded").write_text("\n")  # systemd before 250 tells no time
+    run(capsys, {"name": SALES})
+    assert host.calls() == ["daemon-reload"] * 2
+
+
+def test_a_unit_that_does_not_start_is_named_with_its_journal(host: Host, capsys: Any) -> None:
+    host.show(host.block(SALES, "inactive"))
+    (host.folder / "refuses").touch()
+    told = run(capsys, {"name": SALES})
+    assert told["failed"] and f"systemctl start {SALES}" in told["msg"] and f"{SALES}:\nwhy" in told["msg"]
+
+
+def test_a_unit_that_systemd_does_not_know_is_named(host: Host, capsys: Any) -> None:
+    host.show(host.block(SALES))
+    told = run(capsys, {"name": SALES}, {"name": GATE})
+    assert told["failed"] and f"systemd knows no {GATE}" in told["msg"]
+    assert host.calls() == []
+
+
+def test_a_host_without_systemd_says_so(host: Host, capsys: Any, monkeypatch: Any) -> None:
+    (host.folder / "systemctl").write_text("#!/bin/sh\necho 'not booted with systemd' >&2\nexit 1\n")
+    assert "not booted with systemd" in run(capsys, {"name": SALES})["msg"]
+    monkeypatch.setenv("PATH", str(host.folder / "none"))
+    assert run(capsys, {"name": SALES})["msg"].startswith("systemd_units: ")
+
+
+def test_the_words_are_those_of_the_real_systemctl() -> None:
+    """Options that it does not have would fail on the first host."""
+    command = ["systemctl", "show", f"--property={PROPERTIES}", "--", SALES]
+    try:
+        ran = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("systemctl is not on this machine")
+    assert "option" not in ran.stderr
