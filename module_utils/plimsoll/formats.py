@@ -162,6 +162,9 @@ def read_csv(path: Path) -> Iterator[Sample | CgroupSample]:
                 if column == name
             ]
             for cells in reader:
+                if columns[-1] == "command" and len(cells) > len(columns):
+                    # A plain script quotes nothing, and --queues=a,b is no rare command.
+                    cells[len(columns) - 1 :] = [",".join(cells[len(columns) - 1 :])]
                 if len(cells) != len(columns):
                     raise ValueError(f"{len(cells)} fields, the header has {len(columns)}")
                 row = {}
