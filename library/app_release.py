@@ -13,6 +13,7 @@ description:
   - Unpacks an archive of M(app_archive) on a host, makes its venv with no package index, imports the application as the
     user of the workers, and only then points C(current) at it, by one rename.
   - A release that fails leaves the one that runs as it was. The next run starts it over.
+  - One that is there is imported again where the name of the application, its user or environment changed.
 options:
   home:
     description: Directory of the releases.
@@ -77,7 +78,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.plimsoll.release import ReleaseError, activate, current, install, installed
+from ..module_utils.plimsoll.release import ReleaseError, activate, confirm, current, install, installed
 
 SPEC = {
     "home": {"type": "path", "required": True},
@@ -101,8 +102,10 @@ def main():
     present = installed(home, digest)
     try:
         if not module.check_mode:
-            if not present:
-                environment = {name: str(value) for name, value in given["environment"].items()}
+            environment = {name: str(value) for name, value in given["environment"].items()}
+            if present:
+                confirm(home, digest, given["app"], given["user"], environment)
+            else:
                 install(home, digest, Path(given["archive"]), given["python"], given["app"], given["user"], environment)
             if before != digest or not present:
                 activate(home, digest, given["keep"])

@@ -2,7 +2,8 @@
 
 An archive is one tar.gz for one Python and machine: `app/` (the source directory), `wheels/` (every dependency, and uv
 itself), `requirements.lock`. On a host a release is `HOME/releases/DIGEST/{app,venv}`, and `HOME/current` is a link to
-the one that runs. It holds `.complete` once its venv is whole and the application was imported in it.
+the one that runs. Once its venv is whole and the application was imported in it, it holds `.complete`: a digest of what
+was imported (name of the application, user, environment).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .files import whole
+from .files import whole, write_whole
 
 FORMAT = b"plimsoll release 1"
 SKIPPED = {"__pycache__", ".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
@@ -213,7 +214,28 @@ def install(
     # The worker's user cannot write there, so that the application is compiled now or at every start.
     _run("compiling the application", [venv_python, "-m", "compileall", "-q", str(release / "app")])
     check_import(release, app, user, environment)
-    (release / ".complete").touch()
+    _mark(release, _asked(app, user, environment))
+
+
+def confirm(home: Path, name: str, app: str, user: str, environment: dict[str, str]) -> None:
+    """Import the application in a release that is there, unless it was so imported before. Raises ReleaseError.
+
+    A release may be there whole, and yet hold no application of a name that was mistyped since.
+    """
+    release = home / "releases" / name
+    asked = _asked(app, user, environment)
+    if (release / ".complete").read_text() != asked:
+        check_import(release, app, user, environment)
+        _mark(release, asked)
+
+
+def _asked(app: str, user: str, environment: dict[str, str]) -> str:
+    return hashlib.sha256(repr((app, user, sorted(environment.items()))).encode()).hexdigest()
+
+
+def _mark(release: Path, asked: str) -> None:
+    # The environment may hold a secret that is short enough to be guessed by its digest.
+    write_whole(release / ".complete", asked, 0o600)
 
 
 def _unpack(archive: Path, release: Path, scratch: Path) -> None:

@@ -24,6 +24,7 @@ from plimsoll.release import (
     activate,
     build,
     check_import,
+    confirm,
     current,
     digest,
     install,
@@ -359,6 +360,29 @@ def test_a_release_is_complete_once_it_imports(home: Path, tmp_path: Path, comma
     assert [path.name for path in home.iterdir()] == ["releases"]
 
 
+def test_a_release_that_is_there_is_imported_again_when_what_is_asked_of_it_changed(
+    home: Path, tmp_path: Path, commands: list[list[str]], monkeypatch: Any
+) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(WHOLE)
+    install(home, "r1", tmp_path / "a.tar.gz", "/usr/bin/python3", "shop", "root", {"KEY": "s3cret"})
+    assert "s3cret" not in (home / "releases/r1/.complete").read_text()
+    imported: list[Any] = []
+
+    def check(path: Path, app: str, user: str, environment: dict[str, str]) -> None:
+        if app == "nope":
+            raise ReleaseError("does not import")
+        imported.append((app, environment))
+
+    monkeypatch.setattr(release, "check_import", check)
+    confirm(home, "r1", "shop", "root", {"KEY": "s3cret"})
+    assert imported == []
+    for _ in range(2):
+        with pytest.raises(ReleaseError, match="does not import"):
+            confirm(home, "r1", "nope", "root", {"KEY": "s3cret"})
+        confirm(home, "r1", "shop", "root", {"KEY": "other"})
+    assert imported == [("shop", {"KEY": "other"})]
+
+
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_archive_is_named_and_the_next_run_starts_over(
     home: Path, tmp_path: Path, commands: list[list[str]], monkeypatch: Any, damage: str
@@ -446,8 +470,11 @@ def test_the_release_module_installs_once_and_leaves_the_current_one_when_it_fai
         patched.setattr(app_release, "install", lambda home, digest, *rest: complete(home, digest, at=1))
         first = run("r1")
     assert (first["changed"], first["previous"], current(home)) == (True, None, "r1")
+    asked: list[Any] = []
+    monkeypatch.setattr(app_release, "confirm", lambda *given: asked.append(given))
     again = run("r1")
     assert (again["changed"], again["previous"]) == (False, "r1")
+    assert asked == [(home, "r1", "shop", "root", {})]
     archive.write_bytes(WHOLE[:99])
     failed = run("r2")
     assert failed["failed"] and failed["msg"].startswith(f"release r2: {archive} is damaged")
