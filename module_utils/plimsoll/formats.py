@@ -247,12 +247,13 @@ def read_host(host: str, root: Path, strict: bool) -> HostData:
     """Read a directory or a file as one host's. strict: raise InputError, instead of noting it as a problem."""
     data = HostData(host)
     rows = 0
-    for path in files_of(root):
+    # Their names hold their time: where there is too much, the newest count.
+    for path in reversed(files_of(root)):
         try:
             for row in read_trace(path) if path.suffix == ".jsonl" else read_csv(path):
                 rows += 1
                 if rows > MAX_ROWS:
-                    raise InputError(f"{path}: more than {MAX_ROWS} rows of one host; what follows is left out")
+                    raise InputError(f"{path}: more than {MAX_ROWS} rows of one host; the older ones are left out")
                 if isinstance(row, Sample):
                     data.samples.append(row)
                 elif isinstance(row, CgroupSample):

@@ -306,11 +306,11 @@ def test_a_damaged_file_is_noted_or_raised_and_the_rest_is_read(file: Any, tmp_p
     file(f"{sampler.CGROUP_COLUMNS}\n4,{UNIT},9,,,,,,,,,\n", "h/samples/c.csv")
     file(lines(GROWTH) + "oops\n", "h/trace/a.jsonl")
     data = read_host("h", tmp_path / "h", strict=False)
-    assert [row.timestamp for row in data.samples] == [1, 4]
+    assert sorted(row.timestamp for row in data.samples) == [1, 4]
     assert (data.host, len(data.cgroups), data.traces) == ("h", 1, [GROWTH])
     assert [re.sub(r".*/h/", "", said)[:26] for said in data.problems] == [
-        "samples/a.csv, line 3: rss",
         "trace/a.jsonl, line 2: no ",
+        "samples/a.csv, line 3: rss",
     ]
     with pytest.raises(InputError, match=r"a\.csv, line 3"):
         read_host("h", tmp_path / "h", strict=True)
@@ -324,7 +324,7 @@ def test_a_host_cannot_send_rows_for_ever(file: Any, tmp_path: Path, monkeypatch
     data = read_host("h", tmp_path / "h", strict=False)
     assert len(data.samples) == 5
     (said,) = data.problems
-    assert said == f"{tmp_path}/h/b.csv: more than 5 rows of one host; what follows is left out"
+    assert said == f"{tmp_path}/h/c.csv: more than 5 rows of one host; the older ones are left out"
     assert len(read_host("t", tmp_path / "t", strict=False).traces) == 5
     with pytest.raises(InputError, match="more than 5 rows"):
         read_host("h", tmp_path / "h", strict=True)
