@@ -312,7 +312,7 @@ def test_a_damaged_file_is_noted_or_raised_and_the_rest_is_read(file: Any, tmp_p
         "trace/a.jsonl, line 2: no ",
         "samples/a.csv, line 3: rss",
     ]
-    with pytest.raises(InputError, match=r"a\.csv, line 3"):
+    with pytest.raises(InputError, match=r"a\.jsonl, line 2"):
         read_host("h", tmp_path / "h", strict=True)
 
 
