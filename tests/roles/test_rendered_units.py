@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,6 @@ NEEDED = {"celery_worker_app": "shop", "celery_worker_broker_url": "redis://10.0
 WORKER = {"name": "sales", "queues": ["sales", "mail"], "concurrency": 4, "options": ["--max-tasks-per-child=100"]}
 
 UNITS = sorted(str(path.relative_to(TEMPLATES)) for path in TEMPLATES.rglob("*.j2") if SECTION.search(path.read_text()))
-
-pytestmark = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not on this machine")
 
 
 @pytest.fixture(scope="module", autouse=True)
