@@ -109,14 +109,7 @@ def _task_of(windows: Sequence[Trace], at: tuple[str, int], growth: dict[str, fl
 
 def leak_class(records: Sequence[Trace]) -> str:
     """python_objects where the traced growth explains what RSS gained in the windows, else unknown."""
-    gained = explained = 0.0
-    opened: dict[Any, float] = {}
-    for record in sorted(records, key=lambda one: one["time"]):
-        pid = record.get("pid")
-        if record["kind"] == "window_open":
-            opened[pid] = record.get("rss_kb", 0.0)
-        elif record["kind"] == "growth":
-            explained += sum(max(0.0, site["growth_kb"]) for site in record.get("sites", []))
-        elif record["kind"] == "window_close" and pid in opened:
-            gained += record.get("rss_kb", 0.0) - opened.pop(pid)
+    windows = [record for record in records if record["kind"] == "growth" and "rss_growth_kb" in record]
+    gained = sum(window["rss_growth_kb"] for window in windows)
+    explained = sum(max(0.0, site["growth_kb"]) for window in windows for site in window.get("sites", []))
     return "python_objects" if gained > 0 and explained >= EXPLAINED * gained else "unknown"

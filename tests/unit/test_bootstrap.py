@@ -407,11 +407,11 @@ def test_a_window_ends_with_the_site_and_the_tasks_and_the_next_one_waits(runnin
         keep(kept, size)
         one.end(name)
     window.opened -= 60
-    one.run()
+    one.run(grows=70)
     assert not tracemalloc.is_tracing() and one.process.window is None
     [growth], [closed] = one.records("growth"), one.records("window_close")
     assert growth["sites"][0]["line"] == line_of("# grows")
-    assert growth["traced_kb"] >= 48
+    assert growth["traced_kb"] >= 48 and growth["rss_growth_kb"] == 70
     assert {name: task["count"] for name, task in growth["tasks"].items()} == {"a": 2, "b": 1, "long": 0}
     assert closed["reason"] == "window over"
     one.process.retry_at = 0.0

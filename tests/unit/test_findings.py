@@ -41,7 +41,7 @@ def records(unit: str) -> list[dict[str, Any]]:
     return [
         {**head, "kind": "task_growth", "time": 1, "task": "shop.scan", "count": 9, "rss_growth_kb": 700},
         {**head, "kind": "window_open", "time": 1, "rss_kb": 90_000},
-        {**head, "kind": "growth", "time": 2, "sites": [one], "tasks": {}},
+        {**head, "kind": "growth", "time": 2, "rss_growth_kb": 700, "sites": [one], "tasks": {}},
         {**head, "kind": "window_close", "time": 3, "rss_kb": 90_700},
     ]
 

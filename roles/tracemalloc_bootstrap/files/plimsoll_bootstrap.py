@@ -27,10 +27,11 @@ UNIT-PID.1.jsonl and a new one begins. Every record has time (Unix seconds, UTC)
 task_growth   task (name), count (finished), rss_growth_kb (KiB): both since the process began. One record a task, at
               most every TASK_GROWTH_EVERY_S seconds and at the end of the process, when its count changed.
 window_open   rss_kb and floor_kb (KiB), frames, window_s (seconds): tracing began.
-growth        window_s (seconds it took), traced_kb (KiB allocated in it and still held), sites, tasks. sites: those
-              that grew most, [{file, line, function ("" if not known), size_kb (KiB held at the end), count (blocks
-              then), growth_kb (KiB more than at the start)}], and callers, ["file:line"] from the inside out, when
-              more than one frame is kept. tasks: {name: {count, traced_growth_kb}} of the window.
+growth        window_s (seconds it took), rss_growth_kb (KiB that RSS gained in it, less what tracing takes), traced_kb
+              (KiB allocated in it and still held), sites, tasks. sites: those that grew most, [{file, line, function
+              ("" if not known), size_kb (KiB held at the end), count (blocks then), growth_kb (KiB more than at the
+              start)}], and callers, ["file:line"] from the inside out, when more than one frame is kept. tasks:
+              {name: {count, traced_growth_kb}} of the window.
 window_close  reason: window over | many blocks | process ends | refused: … (no growth record then); rss_kb (KiB).
 """
 
@@ -474,6 +475,8 @@ class Process:
         self.tracing = Window()
         self.tracing.start(settings.frames)
         self.tracing.shares.running.update(self.shares.running)
+        # After the first snapshot and before the second: what those leave behind is no growth of the application's.
+        self.tracing.rss_kb = self.rss_kb()
         self.window = self.tracing
         threading.Thread(target=self._watch, args=(self.window,), name="plimsoll_bootstrap", daemon=True).start()
 
@@ -495,9 +498,12 @@ class Process:
 
     def close_window(self, reason):
         window, self.window = self.window, None
-        self.shares.tell(self.rss_kb())
+        rss = self.rss_kb()
+        self.shares.tell(rss)
         growth, refused = window.close(self.settings.top)
         self.tracing = None
+        if growth:
+            growth["rss_growth_kb"] = rss - window.rss_kb
         rss = self.rss_kb()
         closed = {"kind": "window_close", "reason": refused or reason, "rss_kb": rss}
         self.records.write([growth, closed] if growth else [closed])
