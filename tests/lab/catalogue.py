@@ -109,6 +109,29 @@ IMAGES = {
     for item in (_image("linode/debian12", "Debian 12", "Debian"), _image("linode/debian13", "Debian 13", "Debian"))
 }
 
+# As the API described them in 2026.
+MAINTENANCE_POLICIES: dict[str, dict[str, Any]] = {
+    str(item["slug"]): item
+    for item in (
+        {
+            "slug": "linode/migrate",
+            "label": "Migrate",
+            "description": "Moves the Linode to another host while it runs",
+            "type": "linode_migrate",
+            "notification_period_sec": 300,
+            "is_default": True,
+        },
+        {
+            "slug": "linode/power_off_on",
+            "label": "Power Off / Power On",
+            "description": "Powers the Linode off for the maintenance, and on again after it",
+            "type": "linode_power_off_on",
+            "notification_period_sec": 1800,
+            "is_default": False,
+        },
+    )
+}
+
 PROFILE = {
     "uid": 1,
     "username": "lab",
@@ -141,7 +164,7 @@ ACCOUNT = {
     "balance": 0,
     "balance_uninvoiced": 0,
     "billing_source": "linode",
-    "capabilities": ["Linodes", "Cloud Firewall"],
+    "capabilities": ["Linodes", "Cloud Firewall", "VPCs", "Placement Group", "Disk Encryption"],
     "active_since": "2024-01-01T00:00:00",
     "active_promotions": [],
     "credit_card": {"expiry": None, "last_four": None},
@@ -152,5 +175,5 @@ ACCOUNT_SETTINGS = {
     "longview_subscription": None,
     "network_helper": True,
     "object_storage": None,
-    "interfaces_for_new_linodes": "legacy_config_only",
+    "interfaces_for_new_linodes": "legacy_config_default_but_linode_allowed",
 }

@@ -28,7 +28,7 @@ CREATE = {
 
 @dataclass
 class Served:
-    """A running API: its root, and httpx clients of it with and without the lab's own paths."""
+    """A running API: its root, and httpx clients of it, one for /v4 and one for the lab's own paths."""
 
     url: str
     driver: PretendDriver
@@ -51,6 +51,16 @@ class Served:
             time.sleep(0.02)
         raise AssertionError(f"instance {number} is {found}, not {status}")
 
+    def refused(self, method: str, path: str, **body: Any) -> dict[str, Any]:
+        """The first error of a request that must be answered with 400."""
+        answer = self.api.request(method, path, json=body)
+        assert answer.status_code == 400, answer.text
+        return answer.json()["errors"][0]
+
+    def wire(self) -> list[dict[str, Any]]:
+        """The last requests as they came, oldest first."""
+        return self.lab.get("/lab/wire").json()
+
 
 def serve(state: Path, driver: PretendDriver, **options: Any) -> tuple[uvicorn.Server, Served]:
     server = uvicorn.Server(
@@ -61,7 +71,8 @@ def serve(state: Path, driver: PretendDriver, **options: Any) -> tuple[uvicorn.S
         time.sleep(0.01)
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    return server, Served(url, driver, httpx.Client(base_url=f"{url}/v4", headers=headers), httpx.Client(base_url=url))
+    api, lab = (httpx.Client(base_url=base, headers=headers) for base in (f"{url}/v4", url))
+    return server, Served(url, driver, api, lab)
 
 
 @pytest.fixture

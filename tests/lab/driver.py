@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class DriverError(Exception):
-    """A machine could not be made, booted or stopped; the message is shown in the instance's event."""
+    """A machine could not be made, booted, resized or stopped; the message is shown in the instance's event."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Driver(Protocol):
 
     def shutdown(self, instance_id: int) -> None:
         """Stop it gracefully."""
+
+    def resize(self, instance_id: int, memory_mb: int, vcpus: int) -> None:
+        """Give a stopped machine other memory and CPUs, from its next boot on; its disk keeps what it holds."""
 
     def delete(self, instance_id: int) -> None:
         """Stop it and remove all of it; idempotent."""

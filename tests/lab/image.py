@@ -43,6 +43,7 @@ printf 'PermitRootLogin prohibit-password\nPasswordAuthentication no\nUseDNS no\
 printf '[Match]\nName=eth0\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\nLinkLocalAddressing=no\n' \
     > "$root/etc/systemd/network/10-eth0.network"
 install -m 0755 "$GUEST/lab-firstboot" "$root/usr/local/sbin/lab-firstboot"
+install -m 0755 "$GUEST/cloud-init" "$root/usr/local/bin/cloud-init"
 install -m 0644 "$GUEST/lab-firstboot.service" "$root/etc/systemd/system/lab-firstboot.service"
 chroot "$root" systemctl --quiet enable systemd-networkd.service lab-firstboot.service
 # An emulated guest has no time for housekeeping.

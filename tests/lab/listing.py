@@ -21,10 +21,12 @@ class FilterError(Exception):
     """The X-Filter header or the paging is not one that the API takes; the message is the API's reason."""
 
 
-def _value(item: Mapping[str, Any], key: str) -> Any:
-    found: Any = item
+def _values(item: Mapping[str, Any], key: str) -> list[Any]:
+    """All that a dotted key finds: what is in a list, each of it."""
+    found: list[Any] = [item]
     for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
+        below = [one.get(part) if isinstance(one, Mapping) else None for one in found]
+        found = [each for one in below for each in (one if isinstance(one, list) else [one])]
     return found
 
 
@@ -39,8 +41,7 @@ def _holds(item: Mapping[str, Any], condition: Mapping[str, Any], allowed: froze
             continue
         if key not in allowed:
             raise FilterError(f"Cannot filter on {key}")
-        have = _value(item, key)
-        candidates = have if isinstance(have, list) else [have]
+        candidates = _values(item, key)
         if isinstance(want, Mapping):
             for operator, operand in want.items():
                 if operator not in _OPERATORS:
@@ -66,7 +67,7 @@ def select(items: Sequence[dict[str, Any]], header: str | None, allowed: frozens
     if order := condition.get("+order_by"):
         if order not in allowed:
             raise FilterError(f"Cannot order by {order}")
-        found.sort(key=lambda item: _value(item, order), reverse=condition.get("+order") == "desc")
+        found.sort(key=lambda item: _values(item, order), reverse=condition.get("+order") == "desc")
     return found
 
 

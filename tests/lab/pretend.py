@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
-from .driver import VMSpec
+from .driver import DriverError, VMSpec
 
 
 class PretendDriver:
@@ -24,6 +25,11 @@ class PretendDriver:
 
     def shutdown(self, instance_id: int) -> None:
         self.running.discard(instance_id)
+
+    def resize(self, instance_id: int, memory_mb: int, vcpus: int) -> None:
+        if self.state(instance_id) != "stopped":
+            raise DriverError(f"instance {instance_id} is {self.state(instance_id)}, not stopped")
+        self.specs[instance_id] = dataclasses.replace(self.specs[instance_id], memory_mb=memory_mb, vcpus=vcpus)
 
     def delete(self, instance_id: int) -> None:
         self.running.discard(instance_id)

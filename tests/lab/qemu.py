@@ -15,6 +15,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from . import seed
 from .driver import DriverError, VMSpec
@@ -170,14 +171,19 @@ class QemuDriver(Machines):
         )
         (home / "spec.json").write_text(json.dumps(dataclasses.asdict(dataclasses.replace(spec, user_data=""))))
 
+    def resize(self, instance_id: int, memory_mb: int, vcpus: int) -> None:
+        """Other memory and CPUs from the next boot on; the disk is as large as every disk here, whatever the type."""
+        if self.state(instance_id) == "running":
+            raise DriverError(f"instance {instance_id} is running: its memory and CPUs are set at boot")
+        spec = self._spec(instance_id) | {"memory_mb": memory_mb, "vcpus": vcpus}
+        (self._dir(instance_id) / "spec.json").write_text(json.dumps(spec))
+
     def boot(self, instance_id: int) -> None:
         """Start the machine and return when its kernel runs; sshd answers some seconds later, as on a Linode."""
         home = self._dir(instance_id)
         if self.state(instance_id) == "running":
             return
-        if not (home / "spec.json").exists():
-            raise DriverError(f"instance {instance_id} has no disk in {home}")
-        spec = json.loads((home / "spec.json").read_text())
+        spec = self._spec(instance_id)
         serial = home / "serial.log"
         serial.unlink(missing_ok=True)
         network = ["-netdev", f"user,id=public,restrict=off,ipv6=off,hostfwd=tcp:{spec['public_ipv4']}:22-:22"]
@@ -207,6 +213,12 @@ class QemuDriver(Machines):
                     f"{spec['label']}: nothing on the serial console in {BOOT_DEADLINE_S:.0f} s; see {serial}"
                 )
             time.sleep(0.2)
+
+    def _spec(self, instance_id: int) -> dict[str, Any]:
+        path = self._dir(instance_id) / "spec.json"
+        if not path.exists():
+            raise DriverError(f"instance {instance_id} has no disk in {path.parent}")
+        return dict(json.loads(path.read_text()))
 
 
 def _mac(network: int, instance_id: int) -> str:
