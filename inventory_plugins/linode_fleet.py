@@ -14,7 +14,8 @@ from ansible.plugins.inventory import BaseInventoryPlugin, Cacheable, Constructa
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "module_utils"))
 
 from plimsoll import linode
-from plimsoll.fleet import Instance, index_of, owned, tagged
+from plimsoll.fleet import Instance, index_of, owned, place_of
+from plimsoll.fleet_api import tagged, vpc_addresses
 from plimsoll.hostkeys import ssh_arguments
 
 DOCUMENTATION = r"""
@@ -26,11 +27,14 @@ description:
   - Lists the instances that M(linode_fleet) made for one fleet, in one request, as the group C(linode_fleet). A fleet
     that does not exist yet is an empty group.
   - The file is called C(linode_fleet.yml), or ends in C(.linode_fleet.yml).
-  - Each host has C(linode_id), C(linode_label), C(linode_index) (the number in its label), C(linode_type),
-    C(linode_region), C(linode_image), C(linode_status), C(linode_tags), C(linode_ipv4) (a list) and
-    C(linode_private_ipv4) (none without a private address).
-  - C(ansible_host) is its public IPv4 address, C(ansible_user) is root, and C(ansible_ssh_common_args) makes ssh accept
-    the host key that is pinned under its label and no other. O(compose) may set them otherwise.
+  - Each host has C(linode_id), C(linode_label), C(linode_group) (its group in the fleet, or empty), C(linode_index)
+    (the number in its label, none where it has a name), C(linode_type), C(linode_region), C(linode_image),
+    C(linode_status), C(linode_tags), C(linode_placement_group), C(linode_ipv4) (a list), and C(linode_private_ipv4),
+    C(linode_ipv6) and C(linode_vpc_ipv4), each none where it has no such address.
+  - C(ansible_host) is set by O(address), C(ansible_user) is root, and C(ansible_ssh_common_args) makes ssh accept the
+    host key that is pinned under its label and no other. O(compose) may set them otherwise. It is applied before
+    O(groups) and O(keyed_groups), which see what it set.
+  - The groups C(linode_fleet_rolling) and C(linode_fleet_leaving) are empty. C(playbooks/provision.yml) fills them.
 requirements:
   - linode_api4
   - PyYAML
@@ -46,6 +50,18 @@ options:
     description: Name of the fleet, C(linode_fleet_name) of the role.
     type: str
     required: true
+  address:
+    description:
+      - Which address C(ansible_host) is. V(vpc) takes a second request, which lists the addresses in VPCs.
+    type: str
+    choices: [public, private, vpc, ipv6]
+    default: public
+  statuses:
+    description:
+      - Statuses of instances to list, such as V(running); empty for all but V(deleting).
+    type: list
+    elements: str
+    default: []
   known_hosts:
     description: File with the pinned host keys; relative to the checkout.
     type: str
@@ -74,20 +90,25 @@ options:
 EXAMPLES = r"""
 plugin: linode_fleet
 fleet: workers
-compose:
-  # Reach the hosts over the private network.
-  ansible_host: linode_private_ipv4
+# Reach the hosts over the private network.
+address: private
 groups:
-  # The broker lives on the first host.
-  redis_broker: linode_index == 1
-  celery_workers: true
+  # Of a fleet with the groups broker and worker.
+  redis_broker: linode_group == 'broker'
+  celery_workers: linode_group == 'worker'
 keyed_groups:
   - key: linode_region
     prefix: region
+# For an inventory that is read many times a minute.
+cache: true
+cache_plugin: ansible.builtin.jsonfile
+cache_connection: .plimsoll/cache
+cache_timeout: 60
 """
 
 PROJECT = Path(__file__).resolve().parent.parent
 GROUP = "linode_fleet"
+FILLED_BY_PROVISION = ("linode_fleet_rolling", "linode_fleet_leaving")
 # What all tries of the one request may take.
 DEADLINE_S = 120.0
 
@@ -104,19 +125,20 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
         super().parse(inventory, loader, path, cache)
         self._read_config_data(path)
         fleet = self.get_option("fleet")
-        inventory.add_group(GROUP)
         # Defined while the fleet is empty too, so that a play on them finds nobody instead of warning.
-        for group in self.get_option("groups"):
+        for group in (GROUP, *FILLED_BY_PROVISION, *self.get_option("groups")):
             inventory.add_group(self._sanitize_group_name(group))
-        instances = [Instance.of(raw) for raw in self._cached(path, fleet, cache)]
-        for one in owned(fleet, instances).values():
-            if one.status != "deleting":
-                self._add(fleet, one)
+        found = self._cached(path, fleet, cache)
+        statuses = self.get_option("statuses")
+        for one in owned(fleet, map(Instance.of, found["instances"])).values():
+            if one.status in statuses if statuses else one.status != "deleting":
+                self._add(fleet, one, found["vpc"].get(str(one.id)))
 
     def _cached(self, path, fleet, cache):
-        """The API's own objects, out of the cache or from the API."""
+        """The API's own objects of instances, and addresses in VPCs by id, out of the cache or from the API."""
         # It hashes what it is given: the same file may be read against another API.
-        key = self.get_cache_key(f"{path} {self.get_option('api_url')} {fleet}")
+        address = self.get_option("address")
+        key = self.get_cache_key(f"{path} {self.get_option('api_url')} {fleet} {address == 'vpc'}")
         enabled = self.get_option("cache")
         if enabled and cache:
             try:
@@ -131,7 +153,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
                 linode.Deadline(DEADLINE_S),
                 self.get_option("request_timeout"),
             )
-            found = tagged(api, fleet)
+            found = {"instances": tagged(api, fleet), "vpc": vpc_addresses(api) if address == "vpc" else {}}
         except linode.LinodeError as error:
             # Any Exception makes Ansible try the file with every other plugin, and bury the reason under their words.
             raise SystemExit(f"[ERROR]: inventory {path}: fleet {fleet}: {error}") from None
@@ -139,7 +161,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
             self._cache[key] = found
         return found
 
-    def _add(self, fleet, one):
+    def _add(self, fleet, one, vpc_ipv4):
         host = self.inventory.add_host(one.label, group=GROUP)
         known_hosts = PROJECT / Path(self.get_option("known_hosts")).expanduser()
         variables = {
@@ -147,17 +169,27 @@ class InventoryModule(BaseInventoryPlugin, Constructable, Cacheable):
             "ansible_ssh_common_args": ssh_arguments(one.label, known_hosts),
             "linode_id": one.id,
             "linode_label": one.label,
+            "linode_group": place_of(fleet, one.label)[0],
             "linode_index": index_of(fleet, one.label),
             "linode_type": one.type,
             "linode_region": one.region,
             "linode_image": one.image,
             "linode_status": one.status,
             "linode_tags": list(one.tags),
+            "linode_placement_group": one.placement_group,
             "linode_ipv4": list(one.ipv4),
             "linode_private_ipv4": one.private_ipv4,
+            "linode_ipv6": one.ipv6,
+            "linode_vpc_ipv4": vpc_ipv4,
         }
-        if one.public_ipv4:
-            variables["ansible_host"] = one.public_ipv4
+        strategy = self.get_option("address")
+        addresses = {"public": one.public_ipv4, "private": one.private_ipv4, "vpc": vpc_ipv4, "ipv6": one.ipv6}
+        if addresses[strategy]:
+            variables["ansible_host"] = addresses[strategy]
+        else:
+            self.display.warning(
+                f"{one.label} has no {strategy} address; the option address of its inventory asks for it"
+            )
         for name, value in variables.items():
             self.inventory.set_variable(host, name, value)
         strict = self.get_option("strict")

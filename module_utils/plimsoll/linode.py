@@ -11,6 +11,7 @@ import re
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -41,6 +42,8 @@ FAILURES = {500, 502, 504}
 # Answers that say: not done, come again.
 COME_AGAIN = {408, 429, 503}
 FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 15.0
+# What the API takes of a token, by its documentation ("Rate limits"): requests in seconds, by the kind of request.
+LIMITS = {"create": (20, 15.0), "list": (200, 60.0), "other": (1600, 60.0)}
 
 
 class LinodeError(Exception):
@@ -82,6 +85,41 @@ class Deadline:
         self._pause(max(0.0, min(seconds, self.remaining())))
 
 
+class Budget:
+    """A rate limit, kept on this side, so that a run of ours is not turned away: so many requests in a sliding window.
+
+    It begins full. Others may use the same token: where the API says that nothing is left, that counts. Safe to use
+    from several threads.
+    """
+
+    def __init__(self, size: int, window: float, now: Callable[[], float]) -> None:
+        self._size, self._window, self._now = size, window, now
+        self._taken: deque[float] = deque()
+        self._not_before = 0.0
+        self._lock = threading.Lock()
+
+    def take(self) -> float:
+        """0 with one request taken, or else the seconds until there may be one."""
+        with self._lock:
+            now = self._now()
+            while self._taken and now - self._taken[0] >= self._window:
+                self._taken.popleft()
+            wait = self._not_before - now
+            if len(self._taken) >= self._size:
+                wait = max(wait, self._taken[0] + self._window - now)
+            if wait > 0:
+                return wait
+            self._taken.append(now)
+            return 0.0
+
+    def told(self, remaining: str | None, reset: str | None) -> None:
+        """Heed X-RateLimit-Remaining and X-RateLimit-Reset (Unix seconds) of an answer."""
+        if (remaining or "").strip() == "0" and (reset or "").strip().isdigit():
+            wait = min(max(0.0, float(reset or 0) - time.time()), self._window)
+            with self._lock:
+                self._not_before = self._now() + wait
+
+
 class Api:
     """The API at url/version. Safe to use from several threads. Every call raises LinodeError or a kind of it."""
 
@@ -104,6 +142,8 @@ class Api:
         self._token = token
         self._deadline = deadline
         self._timeout = request_timeout
+        # A little longer than the API counts: a request arrives later than it is sent, and not always by as much.
+        self._budgets = {kind: Budget(size, window + 0.5, deadline.now) for kind, (size, window) in LIMITS.items()}
         self._threads = threading.local()
 
     def get(self, path: str, filters: Mapping[str, Any] | None = None) -> Any:
@@ -175,6 +215,15 @@ class Api:
         client = getattr(self._threads, "client", None)
         if client is None:
             client = self._threads.client = self._connect()
+        budget = self._budgets[_kind(method, path)]
+        while wait := budget.take():
+            if wait >= self._deadline.remaining():
+                raise LinodeError(
+                    f"the Linode API at {self.url} takes {method} {path.split('?')[0]} again in {wait:.0f} s, by its"
+                    " rate limit: longer than is left"
+                )
+            self._deadline.sleep(wait + random.uniform(0, 0.2))  # noqa: S311 - jitter, not a secret
+        self._threads.budget = budget
         self._threads.limit = max(0.1, min(self._timeout, self._deadline.remaining()))
         if method in ("GET", "DELETE"):
             return getattr(client, method.lower())(path, filters=filters)
@@ -184,7 +233,7 @@ class Api:
         client = linode_api4.LinodeClient(
             self._token, base_url=self.base, user_agent=f"plimsoll/{__version__}", retry=False
         )
-        transport = _transport(lambda: self._threads.limit)
+        transport = _transport(self._threads)
         client.session.mount("https://", transport)
         client.session.mount("http://", transport)
         # An authentication of its own that adds nothing, or requests would take one out of ~/.netrc over our token.
@@ -218,15 +267,24 @@ class Api:
         return f"the Linode API at {self.url} cannot be reached for {method} {path}: {why}"
 
 
-def _transport(limit: Callable[[], float]) -> Any:
+def _transport(current: Any) -> Any:
     class Timed(HTTPAdapter):
-        """Gives every request a time limit, and repeats none."""
+        """Gives every request the time limit in current, repeats none, and tells the budget in current what is left."""
 
         def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-            kwargs["timeout"] = (min(CONNECT_TIMEOUT_S, limit()), limit())
-            return super().send(request, *args, **kwargs)
+            kwargs["timeout"] = (min(CONNECT_TIMEOUT_S, current.limit), current.limit)
+            answer = super().send(request, *args, **kwargs)
+            current.budget.told(answer.headers.get("X-RateLimit-Remaining"), answer.headers.get("X-RateLimit-Reset"))
+            return answer
 
     return Timed(max_retries=0)
+
+
+def _kind(method: str, path: str) -> str:
+    """The rate limit that counts a request; see LIMITS."""
+    if method == "POST" and path == "/linode/instances":
+        return "create"
+    return "list" if "page_size=" in path else "other"
 
 
 def _seconds(header: str | None) -> float | None:
@@ -241,20 +299,31 @@ CATALOGUES = {
 }
 
 
-def unknown(api: Api, wanted: Mapping[str, str]) -> list[str]:
-    """One sentence for each type, region or image of wanted that the API does not offer, or that cannot take our data.
+class Catalogue:
+    """What is sold: lists that are asked for when they are first needed, once."""
 
-    Asked before anything is created, so that a slip leaves nothing half done, and check mode sees it too.
-    """
-    problems = []
-    for kind, identifier in wanted.items():
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._lists: dict[str, dict[str, dict[str, Any]]] = {}
+
+    def of(self, kind: str) -> dict[str, dict[str, Any]]:
+        """Id to object of one of CATALOGUES. Raises LinodeError."""
+        if kind not in self._lists:
+            self._lists[kind] = {one["id"]: one for one in self._api.list(CATALOGUES[kind][0])}
+        return self._lists[kind]
+
+    def unknown(self, kind: str, identifier: str) -> str:
+        """A sentence where the API does not offer it, or it cannot take our data; else "".
+
+        Asked before anything is created, so that a slip leaves nothing half done, and check mode sees it too.
+        """
         path, command = CATALOGUES[kind]
-        offered = {one["id"]: one for one in api.list(path)}
+        offered = self.of(kind)
         if identifier not in offered:
             near = get_close_matches(identifier, offered, n=3)
             hint = f"; near it: {', '.join(near)}" if near else ""
-            where = f"`{command}` lists them, as does GET {api.base}{path}"
-            problems.append(f"{kind}: {identifier!r} is not offered{hint}; {where}")
-        elif kind == "image" and "cloud-init" not in (offered[identifier].get("capabilities") or []):
-            problems.append(f"image: {identifier!r} lacks cloud-init, which sets the pinned SSH host key; take another")
-    return problems
+            where = f"`{command}` lists them, as does GET {self._api.base}{path}"
+            return f"{kind}: {identifier!r} is not offered{hint}; {where}"
+        if kind == "image" and "cloud-init" not in (offered[identifier].get("capabilities") or []):
+            return f"image: {identifier!r} lacks cloud-init, which sets the pinned SSH host key; take another"
+        return ""

@@ -67,6 +67,23 @@ def parse(shown: str) -> dict[str, State]:
     return states
 
 
+def parse_list(shown: str) -> dict[str, str]:
+    """ActiveState by name, out of what `systemctl list-units --full --plain --no-legend` prints: a line a unit."""
+    states = {}
+    for words in (line.split() for line in shown.splitlines()):
+        # UNIT LOAD ACTIVE SUB DESCRIPTION, with a mark in front of a unit that failed.
+        name, load, active = ([word for word in words[:4] if len(word) > 1] + ["", "", ""])[:3]
+        if load == "loaded":
+            states[name] = active
+    return states
+
+
+def results(shown: str) -> dict[str, str]:
+    """How each unit last ended, by name, out of what `systemctl show --property=Id,Result` prints."""
+    blocks = (dict(line.split("=", 1) for line in block.splitlines()) for block in shown.strip().split("\n\n"))
+    return {one["Id"]: one.get("Result", "") for one in blocks if "Id" in one}
+
+
 def _paths(shown: str) -> list[str]:
     """Of a property with several values: systemd puts one in double quotes where it holds a space or a backslash."""
     return shlex.split(shown) if '"' in shown else shown.split()

@@ -1,4 +1,4 @@
-"""The API client against a server that says what it is told to: time limits, repeats, and words for the user."""
+"""The API client against a server that says what it is told to: time and rate limits, repeats, words for the user."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from plimsoll import linode
-from plimsoll.linode import Api, Deadline, LinodeError, NoAnswer, Refused
+from plimsoll.linode import Api, Budget, Catalogue, Deadline, LinodeError, NoAnswer, Refused
 
 TOKEN = "s3cret-t0ken"
 OK: tuple[int, dict[str, str], Any] = (200, {}, {"ok": True})
@@ -210,12 +210,167 @@ def test_a_missing_library_is_named_with_its_way_out(monkeypatch: Any) -> None:
         Api(TOKEN, "http://127.0.0.1:9", "v4", Deadline(9))
 
 
+# ---- rate limits, kept on this side ----
+
+
+def test_a_window_lets_so_many_through_and_then_one_for_each_that_left_it() -> None:
+    clock = Clock()
+    budget = Budget(2, 10.0, clock.now)
+    assert budget.take() == 0
+    clock.time = 4
+    assert budget.take() == 0
+    assert budget.take() == budget.take() == 6, "asking takes nothing"
+    clock.time = 9.9
+    assert budget.take() == pytest.approx(0.1)
+    clock.time = 10
+    assert [budget.take(), budget.take()] == [0, 4], "of the second one's window 4 s are left"
+    clock.time = 100
+    assert [budget.take(), budget.take(), budget.take()] == [0, 0, 10], "what is not used is not saved up"
+
+
+@pytest.mark.parametrize(
+    ("remaining", "reset", "wait"),
+    [
+        ("0", "1007", 7),
+        (" 0 ", " 1007 ", 7),
+        ("0", "1099", 10),  # clocks that differ cost no more than a window
+        ("0", "900", 0),
+        ("1", "1007", 0),
+        (None, "1007", 0),
+        ("0", None, 0),
+        ("0", "soon", 0),
+    ],
+)
+def test_what_the_api_says_is_left_counts_where_it_is_nothing(
+    remaining: str | None, reset: str | None, wait: float, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(linode.time, "time", lambda: 1000.0)
+    clock = Clock()
+    budget = Budget(5, 10.0, clock.now)
+    budget.told(remaining, reset)
+    assert budget.take() == wait
+    clock.time += wait
+    assert budget.take() == 0
+
+
+def test_a_longer_wait_than_the_window_asks_for_counts(monkeypatch: Any) -> None:
+    monkeypatch.setattr(linode.time, "time", lambda: 1000.0)
+    clock = Clock()
+    budget = Budget(1, 10.0, clock.now)
+    budget.take()
+    clock.time = 8
+    assert budget.take() == 2
+    budget.told("0", "1005")
+    assert budget.take() == 5
+
+
+def test_threads_get_no_more_than_the_window_holds() -> None:
+    budget = Budget(50, 60.0, lambda: 0.0)
+    taken: list[float] = []
+
+    def ask() -> None:
+        taken.extend(budget.take() for _ in range(20))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert taken.count(0) == 50 and len(taken) == 160
+
+
+def test_as_many_creations_as_the_api_takes_pass_at_once_and_one_more_waits(server: Scripted) -> None:
+    clock = Clock()
+    api = client(server, clock)
+    for _ in range(20):
+        api.post("/linode/instances", {})
+    assert clock.pauses == []
+    api.post("/linode/instances/101/boot")
+    api.get("/linode/instances/101")
+    assert clock.pauses == [], "other requests have a limit of their own"
+    api.post("/linode/instances", {})
+    assert len(clock.pauses) == 1 and 15 <= clock.pauses[0] <= 16
+    assert server.methods().count("POST") == 22
+
+
+def test_a_wait_for_the_rate_limit_beyond_the_deadline_is_refused_before_it_is_asked(server: Scripted) -> None:
+    clock = Clock()
+    api = client(server, clock, seconds=10)
+    for _ in range(20):
+        api.post("/linode/instances", {})
+    with pytest.raises(LinodeError, match=r"takes POST /linode/instances again in 1[56] s, by its rate") as caught:
+        api.post("/linode/instances", {})
+    assert not isinstance(caught.value, (NoAnswer, Refused)), "nothing was sent, and nothing is to be looked up"
+    assert len(server.seen) == 20 and clock.pauses == []
+
+
+@pytest.mark.parametrize("status", [200, 429])
+def test_an_answer_that_nothing_is_left_holds_the_next_of_its_kind_alone(
+    server: Scripted, status: int, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(linode.time, "time", lambda: 1000.0)
+    clock = Clock()
+    api = client(server, clock)
+    told = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1009"}
+    server.answers = [(status, told, {"errors": [{"reason": "Too many requests"}]}), OK]
+    if status == 200:
+        api.post("/linode/instances", {})
+        api.get("/x")
+        assert clock.pauses == []
+    api.post("/linode/instances", {})
+    assert 9 <= sum(clock.pauses) <= 11
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind"),
+    [
+        ("POST", "/linode/instances", "create"),
+        ("POST", "/linode/instances/1/rebuild", "other"),
+        ("PUT", "/linode/instances/1", "other"),
+        ("GET", "/linode/instances?page=1&page_size=500", "list"),
+        ("GET", "/linode/instances/1", "other"),
+    ],
+)
+def test_each_request_counts_as_its_kind(method: str, path: str, kind: str) -> None:
+    assert linode._kind(method, path) == kind
+
+
+# ---- what is sold ----
+
+
+def page(*objects: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+    return 200, {}, {"data": list(objects), "pages": 1}
+
+
 def test_what_is_not_offered_is_named_with_what_is_near_it(server: Scripted) -> None:
-    lists = [["g6-nanode-1"], ["us-ord"], ["linode/debian12"]]
-    server.answers = [(200, {}, {"data": [{"id": name} for name in names], "pages": 1}) for names in lists]
-    problems = linode.unknown(client(server), {"type": "g6-nanode-2", "region": "us-ord", "image": "linode/debian12"})
-    assert len(problems) == 2
-    assert (
-        "type: 'g6-nanode-2' is not offered; near it: g6-nanode-1; `linode-cli linodes types` lists them" in problems[0]
-    )
-    assert "lacks cloud-init" in problems[1]
+    server.answers = [page({"id": "g6-nanode-1"}), page({"id": "us-ord"}), page({"id": "linode/debian12"})]
+    catalogue = Catalogue(client(server))
+    problem = catalogue.unknown("type", "g6-nanode-2")
+    assert "type: 'g6-nanode-2' is not offered; near it: g6-nanode-1; `linode-cli linodes types` lists them" in problem
+    assert f"GET {server.url}/v4/linode/types" in problem
+    assert catalogue.unknown("region", "us-ord") == ""
+    assert "lacks cloud-init" in catalogue.unknown("image", "linode/debian12")
+
+
+def test_an_image_with_cloud_init_is_taken(server: Scripted) -> None:
+    server.answers = [page({"id": "linode/debian12", "capabilities": ["cloud-init"]}, {"id": "private/1"})]
+    catalogue = Catalogue(client(server))
+    assert catalogue.unknown("image", "linode/debian12") == ""
+    assert "lacks cloud-init" in catalogue.unknown("image", "private/1")
+
+
+def test_a_catalogue_asks_for_each_list_once_and_only_when_it_is_needed(server: Scripted) -> None:
+    catalogue = Catalogue(client(server))
+    assert server.seen == []
+    server.answers = [page({"id": "g6-nanode-1", "price": {"monthly": 5}})]
+    assert [catalogue.unknown("type", "g6-nanode-1") for _ in range(3)] == [""] * 3
+    assert catalogue.of("type")["g6-nanode-1"]["price"] == {"monthly": 5}
+    assert [path for _, path, _, _ in server.seen] == ["/v4/linode/types?page=1&page_size=500"]
+
+
+def test_a_list_that_failed_is_asked_for_again(server: Scripted) -> None:
+    server.answers = [fails(401, "Invalid Token"), page({"id": "us-ord"})]
+    catalogue = Catalogue(client(server))
+    with pytest.raises(Refused):
+        catalogue.of("region")
+    assert list(catalogue.of("region")) == ["us-ord"]

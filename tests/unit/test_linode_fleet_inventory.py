@@ -26,6 +26,7 @@ def raw(index: int, **more: Any) -> dict[str, Any]:
         "image": "linode/debian12",
         "tags": [TAG, "prod"],
         "ipv4": [f"192.168.128.{index}", f"203.0.113.{index}"],
+        "ipv6": f"2001:db8::{index}/128",
         **more,
     }
 
@@ -42,11 +43,11 @@ def plugin_module() -> Any:
 @pytest.fixture
 def listing(monkeypatch: Any) -> dict[str, Any]:
     """What the API answers, and what it was asked."""
-    state: dict[str, Any] = {"instances": [], "asked": []}
+    state: dict[str, Any] = {"instances": [], "vpc": [], "asked": []}
 
     def listed(self: Any, path: str, filters: Any = None) -> Any:
         state["asked"].append((self.base, path, filters))
-        return state["instances"]
+        return state["vpc" if path == "/vpcs/ips" else "instances"]
 
     monkeypatch.setattr(linode.Api, "list", listed)
     monkeypatch.setenv("LINODE_API_TOKEN", "t0ken")
@@ -91,6 +92,7 @@ def test_a_host_carries_its_address_its_pinned_key_and_its_facts(plugin_module: 
     assert {key: value for key, value in found.items() if key.startswith("linode_")} == {
         "linode_id": 101,
         "linode_label": "workers-1",
+        "linode_group": "",
         "linode_index": 1,
         "linode_type": "g6-nanode-1",
         "linode_region": "us-ord",
@@ -99,18 +101,62 @@ def test_a_host_carries_its_address_its_pinned_key_and_its_facts(plugin_module: 
         "linode_tags": [TAG, "prod"],
         "linode_ipv4": ["192.168.128.1", "203.0.113.1"],
         "linode_private_ipv4": "192.168.128.1",
+        "linode_ipv6": "2001:db8::1",
+        "linode_vpc_ipv4": None,
+        "linode_placement_group": "",
     }
 
 
 def test_a_fleet_that_does_not_exist_yet_is_its_empty_groups(plugin_module: Any, listing: Any) -> None:
     inventory = parse(plugin_module, EXAMPLE)
     assert inventory.hosts == {}
-    assert {"linode_fleet", "redis_broker", "celery_workers"} <= set(inventory.groups)
+    ours = {"linode_fleet", "linode_fleet_rolling", "linode_fleet_leaving"}
+    assert ours | {"redis_broker", "celery_workers"} <= set(inventory.groups)
 
 
 def test_what_is_not_of_the_fleet_or_leaves_it_is_no_host(plugin_module: Any, listing: Any) -> None:
     listing["instances"] = [raw(1, label="web-1"), raw(2, tags=["prod"]), raw(3, status="deleting"), raw(4)]
     assert list(parse(plugin_module, EXAMPLE).hosts) == ["workers-4"]
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("private", "192.168.128.1"), ("ipv6", "2001:db8::1"), ("vpc", "10.0.0.7"), ("public", "203.0.113.1")],
+)
+def test_a_host_is_reached_by_the_address_that_is_asked_for(
+    plugin_module: Any, listing: Any, tmp_path: Path, address: str, expected: str
+) -> None:
+    listing["instances"] = [raw(1)]
+    listing["vpc"] = [
+        {"linode_id": 101, "subnet_id": 9, "address": "10.9.0.7"},
+        {"linode_id": 101, "subnet_id": 4, "address": "10.0.0.7"},
+        {"linode_id": None, "subnet_id": 1, "address": "10.0.0.1"},
+    ]
+    found = parse(plugin_module, config(tmp_path, address=address)).hosts["workers-1"].vars
+    assert found["ansible_host"] == expected
+    assert len(listing["asked"]) == (2 if address == "vpc" else 1)
+
+
+def test_a_host_without_such_an_address_is_said(plugin_module: Any, listing: Any, tmp_path: Path, capsys: Any) -> None:
+    listing["instances"] = [raw(1, ipv4=["203.0.113.1"])]
+    found = parse(plugin_module, config(tmp_path, address="private")).hosts["workers-1"].vars
+    assert "ansible_host" not in found
+    assert "workers-1 has no private address" in " ".join(capsys.readouterr().err.split())
+
+
+def test_groups_of_the_fleet_are_told_apart(plugin_module: Any, listing: Any, tmp_path: Path) -> None:
+    listing["instances"] = [raw(1, label="workers-worker-1"), raw(2, label="workers-broker-main"), raw(3)]
+    path = config(tmp_path, keyed_groups=[{"key": "linode_group or 'none'", "prefix": "fleet"}])
+    inventory = parse(plugin_module, path)
+    assert members(inventory, "fleet_worker") == ["workers-worker-1"]
+    assert members(inventory, "fleet_broker") == ["workers-broker-main"]
+    assert inventory.hosts["workers-broker-main"].vars["linode_index"] is None
+
+
+def test_statuses_may_be_chosen(plugin_module: Any, listing: Any, tmp_path: Path) -> None:
+    listing["instances"] = [raw(1), raw(2, status="offline"), raw(3, status="booting")]
+    path = config(tmp_path, statuses=["running", "booting"])
+    assert list(parse(plugin_module, path).hosts) == ["workers-1", "workers-3"]
 
 
 def test_groups_see_what_compose_set(plugin_module: Any, listing: Any, tmp_path: Path) -> None:

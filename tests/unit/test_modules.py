@@ -80,7 +80,7 @@ def test_examples_and_return_values_are_yaml_and_name_known_parameters(module: t
     assert tasks
     for task in tasks:
         assert task["name"] and set(task) <= {name(module), *KEYWORDS}
-        check_parameters(task[name(module)], module.SPEC)
+        check_parameters(task[name(module)] or {}, module.SPEC)
 
 
 def check_parameters(given: dict[str, Any], spec: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from plimsoll.units import PROPERTIES, State, Step, Wanted, parse, plan
-from plimsoll_project.library import systemd_units
+from plimsoll_project.library import systemd_units, worker_drain
 
 SALES, GATE, TARGET = "celery-worker@sales.service", "celery-worker@gate.service", "celery-workers.target"
 FRAGMENT = "/etc/systemd/system/celery-worker@.service"
@@ -368,3 +368,63 @@ def test_the_words_are_those_of_the_real_systemctl() -> None:
     except FileNotFoundError:
         pytest.skip("systemctl is not on this machine")
     assert "option" not in ran.stderr
+
+
+# ---- draining ----
+
+LISTED = f"""\
+  {SALES} loaded active   running Celery worker sales
+● {GATE}  loaded failed   failed  Celery worker gate
+  celery-worker@old.service not-found inactive dead celery-worker@old.service
+"""
+
+
+class Systemctl:
+    """A host whose workers end as told."""
+
+    def __init__(self, listed: str, result: str = "success") -> None:
+        self.listed, self.result = listed, result
+        self.stopped: list[str] = []
+
+    def __call__(self, command: list[str], **_: Any) -> Any:
+        verb, names = command[1], [word for word in command if word.startswith("celery-worker@")]
+        out = ""
+        if verb == "list-units":
+            out = self.listed
+        elif verb == "stop":
+            self.stopped += names
+        elif verb == "show":
+            out = "\n\n".join(f"Id={name}\nResult={self.result}" for name in names)
+        return subprocess.CompletedProcess(command, 0, out, "")
+
+
+def drained(host: Systemctl, monkeypatch: Any, capsys: Any, **params: Any) -> dict[str, Any]:
+    monkeypatch.setattr(worker_drain.subprocess, "run", host)
+    with patch_module_args(params), pytest.raises(SystemExit):
+        worker_drain.main()
+    return json.loads(capsys.readouterr().out)
+
+
+def test_workers_that_run_are_stopped_and_all_are_named(monkeypatch: Any, capsys: Any) -> None:
+    host = Systemctl(LISTED)
+    found = drained(host, monkeypatch, capsys)
+    assert (found["changed"], found["workers"], found["stopped"]) == (True, [SALES, GATE], [SALES])
+    assert host.stopped == [SALES]
+    assert found["diff"]["before"] == f"{SALES}: active\n"
+
+
+def test_a_worker_that_was_killed_with_its_tasks_fails_the_drain(monkeypatch: Any, capsys: Any) -> None:
+    found = drained(Systemctl(LISTED, "timeout"), monkeypatch, capsys)
+    assert found["failed"] and f"{SALES}: tasks were not finished within TimeoutStopSec" in found["msg"]
+
+
+def test_a_host_without_workers_is_drained(monkeypatch: Any, capsys: Any) -> None:
+    host = Systemctl("")
+    found = drained(host, monkeypatch, capsys)
+    assert not found["changed"] and found["workers"] == host.stopped == []
+
+
+def test_a_check_stops_nothing(monkeypatch: Any, capsys: Any) -> None:
+    host = Systemctl(LISTED)
+    assert drained(host, monkeypatch, capsys, _ansible_check_mode=True)["stopped"] == [SALES]
+    assert host.stopped == []
