@@ -509,7 +509,10 @@ def _bring(desired: Desired, host: Host, label: str, found: Instance, known: boo
     wiped = ""
     if differs and not accepted:
         wiped = host.on_change
-        what = ", ".join(f"{key} {has}, declared {value}" for key, (has, value) in differs.items())
+        what = ", ".join(
+            f"other {key} than declared" if str(has).startswith("digest ") else f"{key} {has}, declared {value}"
+            for key, (has, value) in differs.items()
+        )
         says = f"instance {found.id} has {what}, which no request changes in place"
         if wiped == "fail":
             remedy = "rebuild" if set(differs) <= set(BY_REBUILD) else "replace"

@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".venv" / "bin"
 TASKS = ROOT / "tests" / "lab" / "app" / "boxoffice" / "tasks.py"
+# More than a worker takes at a time, so that some are running, some taken, and some waiting when it is drained.
+TASKS_SENT = 8
 # Read by systemd from the environment file, and to reach the worker as it is.
 ODD = 'a "b" \\ $HOME `c` %d \\n'
 RECAP = re.compile(r"^(\S+) +: ok=(\d+) +changed=(\d+) +unreachable=(\d+) +failed=(\d+)", re.MULTILINE)
@@ -100,6 +103,12 @@ class Fleet:
         assert ran.code == 0, ran.output
         return ran.output
 
+    def addresses(self) -> dict[str, str]:
+        """Public addresses of the fleet by label, out of the inventory."""
+        listed = self.run(str(BIN / "ansible-inventory"), f"--inventory={self.inventory}", "--list", "--export")
+        hosts = json.loads(listed.output)["_meta"]["hostvars"]
+        return {host: str(one["ansible_host"]) for host, one in hosts.items()}
+
     def findings(self) -> dict[str, Any]:
         return json.loads((self.home / "lab" / "report" / "findings.json").read_text())
 
@@ -139,8 +148,10 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 def test_check_mode_on_an_empty_fleet_says_what_would_be_made(fleet: Fleet) -> None:
     ran = fleet.play("provision", "--check", "--diff")
-    assert ran.recap == {"localhost": (1, 0)}, ran.output
+    assert ran.recap == {"localhost": (2, 0)}, ran.output
     assert "+demo-1:" in ran.output and "+demo-2:" in ran.output
+    assert "+fleet demo, 10.00 USD a month" in ran.said.replace("+++ after: ", "+")
+    assert "ssh: ACCEPT TCP 22 from 127.0.0.0/8" in ran.output
     assert fleet.machines() == []
 
 
@@ -241,8 +252,40 @@ def test_a_restart_that_an_earlier_run_owed_is_made_up_for(fleet: Fleet) -> None
     assert "RUNNING HANDLER [celery_worker : Wait until the workers answer]" in ran.output
 
 
-def test_absent_deletes_the_fleet_and_nothing_is_left_running(fleet: Fleet) -> None:
-    ran = fleet.play("provision", "--extra-vars", "linode_fleet_state=absent linode_fleet_max_delete=2")
+def test_a_host_is_replaced_without_losing_a_task_and_its_worker_comes_back(fleet: Fleet) -> None:
+    in_app = (
+        "systemd-run --quiet --pipe --wait --collect --uid=celery --working-directory=/opt/celery/current/app"
+        " --property=EnvironmentFile=/etc/celery/environment /opt/celery/current/venv/bin/python -c"
+    )
+    send = f"{in_app} 'from boxoffice.tasks import close_gate; [close_gate.delay(5) for _ in range({TASKS_SENT})]'"
+    broker = "from boxoffice.tasks import *; print(app.connection_for_write().default_channel.client.get(CLOSED))"
+    address = fleet.addresses()["demo-2"]
+    change = {
+        "linode_fleet_only": ["demo-2"],
+        "linode_fleet_on_change": "replace",
+        "linode_fleet_user_data": "#cloud-config\nruncmd: [[touch, /root/replaced]]\n",
+    }
+    fleet.on("demo-1", send)
+    ran = fleet.play("provision", "--extra-vars", json.dumps(change))
+    assert ran.code == 0, ran.output
+    assert "RUNNING HANDLER [celery_worker : Wait until the workers answer]" in ran.output
+    # Another machine at another address, and the same key: this login was checked against it.
+    assert fleet.addresses()["demo-2"] != address
+    assert "active" in fleet.on("demo-2", "ls /root/replaced && systemctl is-active celery-worker@gate")
+    for _ in range(30):
+        if int(re.findall(r"\d+", fleet.on("demo-1", f'{in_app} "{broker}"'))[-1]) >= TASKS_SENT:
+            break
+        time.sleep(2)
+    time.sleep(6)  # as long as one that is done twice would take
+    assert int(re.findall(r"\d+", fleet.on("demo-1", f'{in_app} "{broker}"'))[-1]) == TASKS_SENT
+    again = fleet.play("provision", "--extra-vars", json.dumps(change))
+    assert {changed for changed, _ in again.recap.values()} == {0}, again.output
+
+
+def test_absent_drains_and_deletes_the_fleet_and_nothing_is_left_running(fleet: Fleet) -> None:
+    refused = fleet.play("provision", "--extra-vars", "linode_fleet_state=absent")
+    assert refused.code != 0 and "demo-1 would be deleted, 2 in all, and max_delete is 0" in refused.said
+    ran = fleet.play("provision", "--extra-vars", "linode_fleet_state=absent linode_fleet_confirm=demo")
     assert ran.code == 0, ran.output
     assert fleet.machines() == []
     assert (fleet.home / "lab" / "controller" / "known_hosts").read_text() == ""

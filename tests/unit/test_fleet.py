@@ -324,7 +324,8 @@ def test_a_difference_that_no_request_changes_blocks_and_names_the_remedy(
 ) -> None:
     (step,) = planned(want(1, **declared), made(1, host(**was), **listed), around=IN_SUBNET)
     assert step.action == "blocked"
-    assert f"has {key} " in step.reason and f"set on_change to {'rebuild' if rebuilds else 'replace'}" in step.reason
+    says = f"has other {key} than declared" if key in ("authorized_keys", "user_data") else f"has {key} "
+    assert says in step.reason and f"set on_change to {'rebuild' if rebuilds else 'replace'}" in step.reason
     assert "hunter2" not in step.reason
 
 

@@ -1,9 +1,10 @@
-"""Three tasks on two queues. `scan_ticket` keeps what it should let go; the worker of `sales` never runs it."""
+"""Four tasks on two queues. `scan_ticket` keeps what it should let go; the worker of `sales` never runs it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 
 from celery import Celery
 
@@ -15,6 +16,7 @@ app.conf.task_routes = {
     "boxoffice.tasks.*": {"queue": "gate"},
 }
 
+CLOSED = "boxoffice.closed"
 _seen: dict[str, bytes] = {}
 
 
@@ -30,6 +32,14 @@ def render_ticket(order: int) -> str:
     """Healthy, on the same worker as the leak."""
     page = "".join(f"<li>order {order} item {n}</li>" for n in range(500))
     return hashlib.sha256(page.encode()).hexdigest()
+
+
+@app.task
+def close_gate(seconds: float) -> None:
+    """Slow, and counted in the broker once it is done: shows whether a task was lost, or done twice."""
+    time.sleep(seconds)
+    with app.connection_for_write() as broker:
+        broker.default_channel.client.incr(CLOSED)
 
 
 @app.task
