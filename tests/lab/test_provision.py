@@ -5,6 +5,7 @@ One fleet lives through the tests that share it, in their order; each run of Ans
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -135,6 +136,15 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
 @pytest.fixture(scope="module")
 def trouble(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
     yield from lab_in(tmp_path_factory.mktemp("trouble"))
+
+
+@pytest.fixture(scope="module")
+def walled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
+    for controller in lab_in(tmp_path_factory.mktemp("walled")):
+        firewall = {"firewall": "pond", "firewall_ssh_from": ["198.51.100.0/24"], "private_ip": True}
+        firewall["firewall_run_from"] = ["198.51.100.7"]
+        controller.variables.update({f"linode_fleet_{name}": value for name, value in firewall.items()})
+        yield controller
 
 
 def fault(controller: Controller, **rule: Any) -> None:
@@ -277,15 +287,74 @@ def test_an_instance_that_fails_is_named_and_the_next_run_mends_it(trouble: Cont
     assert set(trouble.instances()) == set(trouble.pinned()) == {"pond-1", "pond-2"}
 
 
-def test_the_token_is_in_no_file_and_no_output(trouble: Controller) -> None:
-    ran = trouble.play("-vvv", "--diff")
+def test_the_token_is_in_no_file_and_no_output_and_on_the_wire_in_its_header_alone(trouble: Controller) -> None:
+    ran = trouble.play("-vvv", "--diff", user_data="#cloud-config\nfinal_message: s3cret\n", on_change="rebuild")
     assert ran.code == 0 and TOKEN not in ran.output
-    assert "PRIVATE KEY" not in ran.output
+    assert "PRIVATE KEY" not in ran.output and "s3cret" not in ran.output
+    assert TOKEN not in json.dumps(trouble.lab.wire())
     for path in trouble.home.rglob("*"):
         assert not path.is_file() or TOKEN not in path.read_text(errors="replace"), path
 
 
 def test_the_modules_documentation_is_shown(fleet: Controller) -> None:
-    for kind in ("module", "inventory"):
-        shown = fleet.command("ansible-doc", "-t", kind, "linode_fleet")
+    for kind, name in (("module", "linode_fleet"), ("module", "linode_firewall"), ("inventory", "linode_fleet")):
+        shown = fleet.command("ansible-doc", "-t", kind, name)
         assert shown.returncode == 0 and "LINODE_API_TOKEN" in shown.stdout, shown.stderr
+
+
+# ---- behind the firewall ----
+
+
+def rules(controller: Controller) -> dict[str, set[str]]:
+    """Addresses by the label of the rule, of the one firewall."""
+    (wall,) = controller.lab.api.get("/networking/firewalls").json()["data"]
+    assert wall["rules"]["inbound_policy"] == "DROP"
+    return {
+        one["label"]: {at for each in one["addresses"].values() for at in each or ()}
+        for one in wall["rules"]["inbound"]
+    }
+
+
+def addresses(controller: Controller) -> set[str]:
+    found = set()
+    for one in controller.instances().values():
+        found |= {f"{at}/32" for at in one["ipv4"]} | {str(ipaddress.ip_network(one["ipv6"]))}
+    return found
+
+
+def test_hosts_are_born_behind_a_firewall_that_lets_in_ssh_and_the_fleet_alone(walled: Controller) -> None:
+    unset = walled.play(firewall_ssh_from=[])
+    assert (
+        unset.code != 0 and "linode_fleet_firewall_ssh_from must be set: the networks that may reach ssh" in unset.said
+    )
+    checked = walled.play("--check", "--diff")
+    assert checked.code == 0, checked.output
+    assert "+- 'ssh: ACCEPT TCP 22 from 198.51.100.0/24'" in checked.output and "+  firewall: pond" in checked.output
+    assert walled.instances() == {} and walled.lab.api.get("/networking/firewalls").json()["data"] == []
+    ran = walled.play()
+    assert ran.code == 0, ran.output
+    created = [
+        json.loads(one["body"])
+        for one in walled.lab.wire()
+        if one["path"].endswith("/linode/instances") and one["body"]
+    ]
+    assert len(created) == 2 and all(body["firewall_id"] for body in created)
+    assert rules(walled) == {"ssh": {"198.51.100.0/24"}, "fleet": addresses(walled)}
+
+
+def test_a_second_run_behind_a_firewall_changes_nothing(walled: Controller) -> None:
+    before = sum(walled.lab.lab.get("/lab/requests").json().values())
+    ran = walled.play()
+    # What is changed is the file that takes the result.
+    assert ran.code == 0 and "changed=1" in ran.said and not ran.result["changed"], ran.output
+    # The firewall and the fleet's addresses for its rules; the fleet, and who is behind which firewall.
+    assert sum(walled.lab.lab.get("/lab/requests").json().values()) == before + 4
+
+
+def test_the_firewall_follows_the_hosts_and_shuts_nobody_out_unasked(walled: Controller) -> None:
+    ran = walled.play(count=3)
+    assert ran.code == 0, ran.output
+    assert rules(walled)["fleet"] == addresses(walled) and len(walled.instances()) == 3
+    refused = walled.play(firewall_ssh_from=["203.0.113.0/24"])
+    assert refused.code != 0 and "would shut ssh to 198.51.100.7/32, which this run comes from" in refused.said
+    assert rules(walled)["ssh"] == {"198.51.100.0/24"}
