@@ -215,7 +215,10 @@ def unpack(
                 file.parent.mkdir(exist_ok=True)
                 with file.open("xb") as out:
                     shutil.copyfileobj(content, out, READ_AT_ONCE)
-            if zipped.read(1):
+            # tarfile reads whole records and stops at the first empty block: where that was the last one of a record,
+            # another record of nothing but zeros is left.
+            rest = zipped.read(tarfile.RECORDSIZE + 1)
+            if len(rest) > tarfile.RECORDSIZE or rest.strip(b"\0"):
                 raise BundleError("it is damaged: there is more behind its end; collect again")
         if not (scratch / "meta.json").exists():
             raise BundleError("it holds no meta.json; the host's plimsoll may be of another version: deploy again")

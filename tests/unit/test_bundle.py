@@ -350,3 +350,11 @@ def test_packing_takes_memory_for_what_is_there_and_not_for_what_may_be(tmp_path
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert made.files == 1
+
+
+@pytest.mark.parametrize("blocks", range(21))
+def test_a_bundle_of_any_length_is_taken(tmp_path: Path, blocks: int) -> None:
+    """A tar is padded to records of 20 blocks, and its end may fall on any of them."""
+    bundle = tmp_path / "host.tar.gz"
+    bundle.write_bytes(archive(GOOD[0], member("samples/a.csv", b"1\n" * 256 * blocks)))
+    assert unpack(bundle, tmp_path / "store") == 2
