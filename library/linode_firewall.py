@@ -36,7 +36,7 @@ options:
   mode:
     description:
       - V(append) changes rules whose label is declared, adds the others at the end, and leaves every other rule as it
-        is. V(replace) leaves the declared rules alone.
+        is. V(replace) leaves no rule but the declared ones, in their order.
     type: str
     choices: [append, replace]
     default: append
@@ -60,7 +60,9 @@ options:
         choices: [TCP, UDP, ICMP, IPENCAP]
         default: TCP
       ports:
-        description: Ports and ranges, such as V(22, 8000-8010); all where none are given. Not for ICMP and IPENCAP.
+        description:
+          - Ports and ranges, such as V(22, 8000-8010); all where none are given. Not for ICMP and IPENCAP. At most 15,
+            a range being two.
         type: str
         default: ""
       addresses:
@@ -134,8 +136,8 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Reads the API, writes nothing, and fails where the run would be refused. For V(absent) it takes what is
-      behind the firewall for gone.
+    description: Reads the API, writes nothing, and fails where the run would be refused. For V(absent) it takes the
+      fleet's own instances for gone, as M(linode_fleet) before it would have deleted them.
   diff_mode:
     support: full
     description: Shows policies, rules and tags before and after, a line for each rule.
@@ -257,7 +259,7 @@ def run(module):
     )
     found = firewall.find(api, wanted.label)
     if params["state"] == "absent":
-        step = firewall.plan_absent(wanted, found, pending=module.check_mode)
+        step = firewall.plan_absent(wanted, found, pending=module.check_mode and all_going(api, wanted.fleet, found))
     else:
         fleet = firewall.fleet_networks(tagged(api, wanted.fleet)) if wanted.names_fleet else set()
         step = firewall.plan(wanted, found, fleet)
@@ -271,8 +273,16 @@ def run(module):
     module.exit_json(**{**report, "changed": step.changes, "firewall": shown(after)})
 
 
+def all_going(api, fleet, found):
+    """Whether the fleet's own instances alone are behind it: in a check, what deletes them before has not done it."""
+    if found is None or not found.attached:
+        return True
+    own = {one["label"] for one in tagged(api, fleet)}
+    return all(kind == "linode" and label in own for kind, label in found.attached)
+
+
 def shown(one):
-    return {} if one is None else {"id": one.id or None, "label": one.label, **one.as_data()}
+    return {} if one is None else {"id": one.id or None, **one.as_data()}
 
 
 def main():

@@ -1,7 +1,7 @@
 """A fleet's Cloud Firewall: what its rules are to be, whom they would shut out, and bringing it there.
 
-A fleet owns a firewall that has its tag. Rules are compared as the API means them: order of addresses, blanks in ports
-and the case of a protocol are no difference.
+A fleet owns a firewall that has its tag. Rules are compared as the API means them: order of addresses and ports, blanks
+and the case of a protocol are no difference. Rules that others made go back as the API listed them.
 """
 
 from __future__ import annotations
@@ -20,22 +20,33 @@ from .fleet import Instance, tag_of
 from .linode import LinodeError, NoAnswer, Refused
 
 FIREWALLS = "/networking/firewalls"
-# Limits of Linode: rules of a firewall, in and out together; addresses and pieces of ports of a rule.
-MOST_RULES, MOST_ADDRESSES, MOST_PORTS = 25, 255, 15
+# Limits of Linode: rules of a firewall, in and out together; addresses and pieces of ports of a rule, where a range is
+# two pieces; letters of a label and of a description.
+MOST_RULES, MOST_ADDRESSES, MOST_PORTS, MOST_LABEL, MOST_DESCRIPTION = 25, 255, 15, 32, 100
+ACTIONS, PROTOCOLS = ("ACCEPT", "DROP"), ("TCP", "UDP", "ICMP", "IPENCAP")
 SSH_PORT = 22
+# As many networks as a sentence can name.
+MOST_NAMED = 8
 CREATE_TRIES = 3
 # Addresses of documentation (RFC 5737, RFC 3849): a UDP socket that is connected to one sends nothing.
 FAR_AWAY = {socket.AF_INET: "203.0.113.1", socket.AF_INET6: "2001:db8::1"}
 
 _LABEL = re.compile(r"[A-Za-z](?:[._-]?[A-Za-z0-9])*")
-_PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
+_FLEET = re.compile(r"[a-z](?:-?[a-z0-9])*")
+# The API takes no leading zeroes.
+_PORTS = re.compile(r"([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?")
 
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+EVERYBODY: tuple[Network, ...] = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule. addresses are networks; from_fleet adds those of the fleet's instances, once they are known."""
+    """One rule. addresses are networks; from_fleet adds those of the fleet's instances, once they are known.
+
+    Of a rule that the API lists, more names what is no address of its own (a rule set, a prefix list), and listed is
+    all of it, which goes back as it came.
+    """
 
     label: str
     action: str = "ACCEPT"
@@ -44,17 +55,24 @@ class Rule:
     addresses: tuple[Network, ...] = ()
     from_fleet: bool = False
     description: str = ""
+    more: tuple[str, ...] = ()
+    listed: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
-    def line(self) -> str:
+    def line(self, way: str = "from") -> str:
         """For --diff."""
         what = " ".join(word for word in (self.action, self.protocol, self.ports) if word)
         note = f" ({self.description})" if self.description else ""
-        return f"{self.label}: {what} from {', '.join(map(str, self.addresses))}{note}"
+        return f"{self.label}: {what} {way} {', '.join(map(str, (*self.addresses, *self.more)))}{note}"
 
     def body(self) -> dict[str, Any]:
         """As the API takes it. It refuses an empty list of addresses beside one that is not."""
+        if self.listed is not None:
+            body = {key: value for key, value in self.listed.items() if value is not None}
+            if "addresses" in body:
+                body["addresses"] = {version: found for version, found in body["addresses"].items() if found}
+            return body
         versions = {f"ipv{number}": [str(at) for at in self.addresses if at.version == number] for number in (4, 6)}
-        body: dict[str, Any] = {"label": self.label, "action": self.action, "protocol": self.protocol}
+        body = {"label": self.label, "action": self.action, "protocol": self.protocol}
         body["addresses"] = {version: found for version, found in versions.items() if found}
         body |= {key: value for key in ("ports", "description") if (value := getattr(self, key))}
         return body
@@ -64,28 +82,44 @@ def rule_of(given: Mapping[str, Any], where: str) -> Rule:
     """A declared rule: label, action, protocol, ports, addresses, from_fleet, description. Raises ValueError."""
     label = given["label"]
     where = f"{where}: rule {label!r}"
-    if not _LABEL.fullmatch(label) or not 3 <= len(label) <= 32:
+    if not _LABEL.fullmatch(label) or not 3 <= len(label) <= MOST_LABEL:
         raise ValueError(f"{where}: a label has 3 to 32 letters, digits and single - _ . and begins with a letter")
-    protocol, ports = (given.get("protocol") or "TCP").upper(), _ports(given.get("ports") or "", where)
+    action, protocol = (given.get("action") or "ACCEPT").upper(), (given.get("protocol") or "TCP").upper()
+    for key, value, allowed in (("action", action, ACTIONS), ("protocol", protocol, PROTOCOLS)):
+        if value not in allowed:
+            raise ValueError(f"{where}: {key}: {value!r} must be one of {', '.join(allowed)}")
+    ports = _ports(given.get("ports"), where)
     if ports and protocol not in ("TCP", "UDP"):
-        raise ValueError(f"{where}: {protocol} has no ports")
-    networks = {_network(at, where): None for at in given.get("addresses") or ()}
+        raise ValueError(f"{where}: ports: {protocol} has no ports, leave them out")
+    networks = {_network(at, f"{where}: addresses"): None for at in given.get("addresses") or ()}
     if not networks and not given.get("from_fleet"):
         raise ValueError(f"{where}: addresses must be given, or from_fleet; 0.0.0.0/0 and ::/0 are everybody")
-    action, description = (given.get("action") or "ACCEPT").upper(), given.get("description") or ""
+    description = given.get("description") or ""
+    if len(description) > MOST_DESCRIPTION:
+        raise ValueError(f"{where}: description has {len(description)} letters, Linode takes {MOST_DESCRIPTION}")
     return Rule(label, action, protocol, ports, tuple(networks), bool(given.get("from_fleet")), description)
 
 
-def _ports(text: str, where: str) -> str:
-    pieces = [piece.strip() for piece in str(text).split(",") if piece.strip()]
-    if len(pieces) > MOST_PORTS:
-        raise ValueError(f"{where}: ports has {len(pieces)} pieces, Linode takes {MOST_PORTS}")
-    for piece in pieces:
+def _ports(given: Any, where: str) -> str:
+    text = "" if given is None else str(given).strip()
+    ports: dict[str, None] = {}
+    # No ports are all of them, so a slip such as "," must not come to none.
+    for piece in [piece.strip() for piece in text.split(",")] if text else ():
         matched = _PORTS.fullmatch(piece)
         low, high = (int(matched[1]), int(matched[2] or matched[1])) if matched else (0, 0)
-        if not 1 <= low <= high <= 65535:
-            raise ValueError(f"{where}: ports: {piece!r} must be a port, or a range such as 8000-8010")
-    return ", ".join(pieces)
+        # The API has no range of one port.
+        if not 1 <= low <= high <= 65535 or piece == f"{low}-{low}":
+            raise ValueError(
+                f"{where}: ports: {piece!r} must be a port from 1 to 65535 without leading zeroes, or a range such as"
+                " 8000-8010"
+            )
+        ports[piece] = None
+    pieces = sum(len(port.split("-")) for port in ports)
+    if pieces > MOST_PORTS:
+        raise ValueError(
+            f"{where}: ports has {pieces} pieces, Linode takes {MOST_PORTS} counting a range as two: make it two rules"
+        )
+    return ", ".join(ports)
 
 
 def _network(text: Any, where: str) -> Network:
@@ -93,20 +127,32 @@ def _network(text: Any, where: str) -> Network:
         # 203.0.113.5/24 means the network that it is in.
         return ipaddress.ip_network(str(text).strip(), strict=False)
     except ValueError:
-        raise ValueError(f"{where}: addresses: {text!r} is no IP address or network") from None
+        raise ValueError(
+            f"{where}: {text!r} is no IP address or network, as 203.0.113.5 and 203.0.113.0/24 are"
+        ) from None
 
 
 def read_rule(raw: Mapping[str, Any]) -> Rule:
     """A rule as the API lists it."""
-    addresses = raw.get("addresses") or {}
-    networks = (ipaddress.ip_network(at, strict=False) for key in ("ipv4", "ipv6") for at in addresses.get(key) or ())
+    networks, more = [], [f"rule set {raw['ruleset']}"] if raw.get("ruleset") else []
+    for text in (at for key in ("ipv4", "ipv6") for at in (raw.get("addresses") or {}).get(key) or ()):
+        try:
+            networks.append(ipaddress.ip_network(text, strict=False))
+        except ValueError:
+            more.append(str(text))
     ports = ", ".join(piece.strip() for piece in (raw.get("ports") or "").split(",") if piece.strip())
     label, action, protocol = (raw.get(key) or "" for key in ("label", "action", "protocol"))
-    return Rule(label, action.upper(), protocol.upper(), ports, tuple(networks), False, raw.get("description") or "")
+    description = raw.get("description") or ""
+    return Rule(
+        label, action.upper(), protocol.upper(), ports, tuple(networks), False, description, tuple(more), dict(raw)
+    )
 
 
 def _same(one: Rule, other: Rule) -> bool:
-    return replace(one, addresses=()) == replace(other, addresses=()) and set(one.addresses) == set(other.addresses)
+    def meant(rule: Rule) -> tuple[Rule, set[Network], set[str]]:
+        return replace(rule, addresses=(), ports=""), set(rule.addresses), set(rule.ports.split(", "))
+
+    return meant(one) == meant(other)
 
 
 @dataclass(frozen=True)
@@ -124,21 +170,37 @@ class Desired:
 
     def check(self) -> None:
         """Raises ValueError naming the value that Linode could not take."""
-        if not _LABEL.fullmatch(self.label) or not 3 <= len(self.label) <= 32:
+        if not _LABEL.fullmatch(self.label) or not 3 <= len(self.label) <= MOST_LABEL:
             raise ValueError(
                 f"label: {self.label!r} must have 3 to 32 letters, digits and single - _ . and begin with a letter"
+            )
+        if not _FLEET.fullmatch(self.fleet) or not 2 <= len(self.fleet) <= 32:
+            raise ValueError(
+                f"fleet: {self.fleet!r} must be the name of a fleet, as linode_fleet has it: 2 to 32 lower-case"
+                " letters, digits and single dashes"
             )
         for tag in self.tags:
             if not 3 <= len(tag) <= 50:
                 raise ValueError(f"tags: {tag!r} has {len(tag)} characters, Linode takes 3 to 50")
+            if tag.casefold().startswith(tag_of("")):
+                raise ValueError(f"tags: {tag!r} is one that plimsoll sets itself; fleet says whose the firewall is")
         for name, rules in (("inbound", self.inbound or ()), ("outbound", self.outbound or ())):
             labels = [rule.label for rule in rules]
             if twice := next((label for label in labels if labels.count(label) > 1), None):
-                raise ValueError(f"{name}: two rules are labelled {twice!r}")
+                raise ValueError(f"{name}: two rules are labelled {twice!r}, give one of them another label")
+        _check_count(len(self.inbound or ()) + len(self.outbound or ()))
 
     @property
     def names_fleet(self) -> bool:
         return any(rule.from_fleet for rule in (*(self.inbound or ()), *(self.outbound or ())))
+
+
+def _check_count(count: int) -> None:
+    if count > MOST_RULES:
+        raise ValueError(
+            f"inbound and outbound: {count} rules, in and out together: Linode takes {MOST_RULES}; put the addresses or"
+            " ports of some into one"
+        )
 
 
 @dataclass(frozen=True)
@@ -170,11 +232,12 @@ class Firewall:
 
     def as_data(self) -> dict[str, Any]:
         return {
+            "label": self.label,
             "tags": list(self.tags),
             "inbound_policy": self.inbound_policy,
             "inbound": [rule.line() for rule in self.inbound],
             "outbound_policy": self.outbound_policy,
-            "outbound": [rule.line() for rule in self.outbound],
+            "outbound": [rule.line("to") for rule in self.outbound],
         }
 
 
@@ -208,22 +271,22 @@ class Step:
 
 def plan(desired: Desired, found: Firewall | None, fleet: Collection[Network]) -> Step:
     """What to do to have it. fleet: the networks of the fleet's instances. Raises ValueError for too many rules."""
-    tags = [tag_of(desired.fleet), *desired.tags]
     if found is not None and tag_of(desired.fleet) not in found.tags:
         return _foreign(desired, found)
     now = found or Firewall(0, desired.label, (), (), (), "DROP", "ACCEPT", ())
-    has = {tag.casefold() for tag in now.tags}
+    # A tag is the same whatever its case.
+    tags: dict[str, str] = {}
+    for tag in (*now.tags, tag_of(desired.fleet), *desired.tags):
+        tags.setdefault(tag.casefold(), tag)
     wanted = replace(
         now,
-        tags=(*now.tags, *(tag for tag in dict.fromkeys(tags) if tag.casefold() not in has)),
-        inbound=_merged(desired.inbound, now.inbound, fleet, desired.mode),
-        outbound=_merged(desired.outbound, now.outbound, fleet, desired.mode),
+        tags=tuple(tags.values()),
+        inbound=_merged("inbound", desired.inbound, now.inbound, fleet, desired.mode),
+        outbound=_merged("outbound", desired.outbound, now.outbound, fleet, desired.mode),
         inbound_policy=desired.inbound_policy or now.inbound_policy,
         outbound_policy=desired.outbound_policy or now.outbound_policy,
     )
-    count = len(wanted.inbound) + len(wanted.outbound)
-    if count > MOST_RULES:
-        raise ValueError(f"{count} rules, in and out together: Linode takes {MOST_RULES}")
+    _check_count(len(wanted.inbound) + len(wanted.outbound))
     rules = (*(desired.inbound or ()), *(desired.outbound or ()))
     later = [rule.label for rule in rules if rule.from_fleet and not fleet and not rule.addresses]
     reason = f"{', '.join(later)} left out until the fleet has an instance" if later else ""
@@ -253,37 +316,58 @@ def plan_absent(desired: Desired, found: Firewall | None, pending: bool = False)
 
 def _foreign(desired: Desired, found: Firewall) -> Step:
     reason = (
-        f"firewall {found.id} has this label but not the tag {tag_of(desired.fleet)}: it is not of this fleet; give the"
-        " fleet's another label, or this one the tag if it is to become the fleet's"
+        f"is firewall {found.id}, which has this label but not the tag {tag_of(desired.fleet)}, so it is not of this"
+        " fleet: set label to another for the fleet's, or give this one the tag if it is to become the fleet's"
     )
     return Step("blocked", found.label, found.id, reason=reason)
 
 
 def _merged(
-    declared: Sequence[Rule] | None, now: Sequence[Rule], fleet: Collection[Network], mode: str
+    where: str, declared: Sequence[Rule] | None, now: Sequence[Rule], fleet: Collection[Network], mode: str
 ) -> tuple[Rule, ...]:
     """The rules as they are to be; what is there and means the same stays as it is written."""
     if declared is None:
         return tuple(now)
-    wanted = [part for rule in declared for part in _split(rule, fleet)]
-    by_label = {rule.label: rule for rule in now}
-    wanted = [same if (same := by_label.get(one.label)) and _same(same, one) else one for one in wanted]
+    parts = {rule.label: _split(rule, fleet, f"{where}: rule {rule.label!r}") for rule in declared}
+    wanted: dict[str, Rule] = {}
+    for label, rules in parts.items():
+        for one in rules:
+            if one.label in wanted or (one.label != label and one.label in parts):
+                raise ValueError(
+                    f"{where}: rule {label!r} needs {len(rules)} rules for its addresses, and another is labelled"
+                    f" {one.label!r}: give that one another label"
+                )
+            wanted[one.label] = next((same for same in now if _same(same, one)), one)
     if mode == "replace":
-        return tuple(wanted)
-    ours = {rule.label: rule for rule in wanted}
-    # Parts of a rule that needed more of them, when the fleet was larger.
-    parts = [re.compile(re.escape(rule.label) + r"(-[0-9]+)?") for rule in declared if rule.from_fleet]
-    stays = [one for one in now if one.label in ours or not any(part.fullmatch(one.label) for part in parts)]
-    kept = [ours.pop(one.label) if one.label in ours else one for one in stays]
-    return (*kept, *ours.values())
+        return tuple(wanted.values())
+    # Parts of a rule that needed more of them, when the fleet was larger; and rules for a fleet without instances.
+    over = {
+        label
+        for rule in declared
+        if rule.from_fleet
+        for label in (rule.label, *(f"{rule.label}-{number}" for number in range(2, MOST_RULES + 1)))
+    } - set(wanted)
+    # A label stands for one rule, whatever else has it.
+    first = {one.label: at for at, one in reversed(list(enumerate(now)))}
+    kept = [
+        wanted.get(one.label, one)
+        for at, one in enumerate(now)
+        if one.label not in over and (one.label not in wanted or at == first[one.label])
+    ]
+    return (*kept, *(one for label, one in wanted.items() if label not in first))
 
 
-def _split(rule: Rule, fleet: Collection[Network]) -> list[Rule]:
+def _split(rule: Rule, fleet: Collection[Network], where: str) -> list[Rule]:
     """The rule with the fleet's addresses, in as many as they need; none where it has no address at all."""
     whole = dict.fromkeys([*rule.addresses, *(sorted(fleet, key=_order) if rule.from_fleet else ())])
     networks = list(whole)
     chunks = [tuple(networks[at : at + MOST_ADDRESSES]) for at in range(0, len(networks), MOST_ADDRESSES)]
     labels = [rule.label, *(f"{rule.label}-{number}" for number in range(2, len(chunks) + 1))]
+    if len(labels[-1]) > MOST_LABEL:
+        raise ValueError(
+            f"{where} needs {len(chunks)} rules for its {len(networks)} addresses, and {labels[-1]!r} has"
+            f" {len(labels[-1])} letters: Linode takes {MOST_LABEL}, give it a shorter label"
+        )
     return [replace(rule, label=label, addresses=each, from_fleet=False) for label, each in zip(labels, chunks)]
 
 
@@ -294,6 +378,11 @@ def _order(network: Network) -> tuple[int, int]:
 # ---- whom it would shut out ----
 
 
+# Addresses as numbers on one line, those of IPv6 behind those of IPv4: a rule may name hundreds of them.
+Span = tuple[int, int]
+_IPV6_FROM = 1 << 32
+
+
 def lockout(step: Step, found: Firewall | None, run_from: Sequence[Network]) -> str:
     """A sentence where ssh would be shut that is open now; else "".
 
@@ -302,62 +391,86 @@ def lockout(step: Step, found: Firewall | None, run_from: Sequence[Network]) -> 
     """
     if step.wanted is None or not step.changes:
         return ""
-    then = step.wanted
+    before = _spans(EVERYBODY) if found is None else reach(found.inbound, found.inbound_policy)
+    lost = _without(before, reach(step.wanted.inbound, step.wanted.inbound_policy))
     ways = "add it to the addresses of the rule for ssh, or allow it (allow_lockout)"
     if run_from:
-        for network in run_from:
-            open_now = found is None or accepts(found.inbound, found.inbound_policy, network)
-            if open_now and not accepts(then.inbound, then.inbound_policy, network):
-                return f"would shut ssh to {network}, which this run comes from: {ways}, or correct run_from"
+        shut = next((network for network in run_from if _both(_spans([network]), lost)), None)
+        return f"would shut ssh to {shut}, which this run comes from: {ways}, or correct run_from" if shut else ""
+    if not lost or found is None or found.attached == ():
         return ""
-    if found is None or not found.attached:
-        return ""
-    lost = [at for at in _named(found) if not accepts(then.inbound, then.inbound_policy, at)]
-    if not lost:
-        return ""
+    named = [at for rule in _for_ssh(found.inbound) if rule.action == "ACCEPT" for at in rule.addresses]
+    named += EVERYBODY if found.inbound_policy == "ACCEPT" else ()
+    shut_out = [str(at) for at in dict.fromkeys(named) if _both(_spans([at]), lost)]
+    rest = [f"{len(shut_out) - MOST_NAMED} more"] if len(shut_out) > MOST_NAMED else []
     return (
-        f"would shut ssh to {', '.join(map(str, lost))}, and where this run comes from is not known, as NAT hides it:"
-        f" set run_from to the public address of this controller, or {ways}"
+        f"would shut ssh to {', '.join([*shut_out[:MOST_NAMED], *rest])}, and where this run comes from is not known,"
+        f" as NAT hides it: set run_from to the public address of this controller, or {ways}"
     )
 
 
-def _named(found: Firewall) -> list[Network]:
-    """Every network that ssh is open to; all of them where the policy lets in."""
-    everybody = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
-    named = dict.fromkeys(at for rule in found.inbound for at in rule.addresses)
-    return [at for at in (*named, *everybody) if accepts(found.inbound, found.inbound_policy, at)]
-
-
 def accepts(rules: Iterable[Rule], policy: str, network: Network) -> bool:
-    """Whether all of a network reaches ssh: the first rule that concerns an address decides, and else the policy.
+    """Whether all of a network reaches ssh."""
+    return not _without(_spans([network]), reach(rules, policy))
 
-    A rule that drops a part of the network shuts it out; one that accepts a part alone does not let it in.
+
+def reach(rules: Iterable[Rule], policy: str) -> list[Span]:
+    """Every address that reaches ssh: the first rule that concerns it decides, and else the policy.
+
+    What a rule set or a prefix list holds is not known here, so it counts for nothing.
     """
-    left: list[Network] = [network]
-    for rule in rules:
-        if rule.protocol != "TCP" or not _concerns_ssh(rule.ports):
-            continue
-        for at in rule.addresses:
-            if rule.action == "DROP" and any(_overlap(at, one) for one in left):
-                return False
-            if rule.action == "ACCEPT":
-                left = [rest for one in left for rest in _without(one, at)]
-    return not left or policy == "ACCEPT"
+    undecided, reaching = _spans(EVERYBODY), list[Span]()
+    for rule in _for_ssh(rules):
+        here = _spans(rule.addresses)
+        reaching += _both(undecided, here) if rule.action == "ACCEPT" else []
+        undecided = _without(undecided, here)
+    return _joined([*reaching, *(undecided if policy == "ACCEPT" else ())])
+
+
+def _spans(networks: Iterable[Network]) -> list[Span]:
+    shifts = ((at, _IPV6_FROM if at.version == 6 else 0) for at in networks)
+    return _joined((int(at.network_address) + shift, int(at.broadcast_address) + shift) for at, shift in shifts)
+
+
+def _joined(spans: Iterable[Span]) -> list[Span]:
+    """In order, and none touching another."""
+    joined: list[Span] = []
+    for low, high in sorted(spans):
+        if joined and low <= joined[-1][1] + 1:
+            joined[-1] = joined[-1][0], max(high, joined[-1][1])
+        else:
+            joined.append((low, high))
+    return joined
+
+
+def _without(spans: Sequence[Span], parts: Sequence[Span]) -> list[Span]:
+    """What of spans is in none of parts, both joined."""
+    left, at = list[Span](), 0
+    for low, high in spans:
+        while at < len(parts) and parts[at][1] < low:
+            at += 1
+        begin, ahead = low, at
+        while ahead < len(parts) and parts[ahead][0] <= high:
+            if begin < parts[ahead][0]:
+                left.append((begin, parts[ahead][0] - 1))
+            begin = parts[ahead][1] + 1
+            ahead += 1
+        if begin <= high:
+            left.append((begin, high))
+    return left
+
+
+def _both(spans: Sequence[Span], parts: Sequence[Span]) -> list[Span]:
+    return _without(spans, _without(spans, parts))
+
+
+def _for_ssh(rules: Iterable[Rule]) -> list[Rule]:
+    return [rule for rule in rules if rule.protocol == "TCP" and _concerns_ssh(rule.ports)]
 
 
 def _concerns_ssh(ports: str) -> bool:
     pieces = [_PORTS.fullmatch(piece.strip()) for piece in ports.split(",") if piece.strip()]
     return not pieces or any(one and int(one[1]) <= SSH_PORT <= int(one[2] or one[1]) for one in pieces)
-
-
-def _overlap(one: Any, other: Any) -> bool:
-    return bool(one.version == other.version and one.overlaps(other))
-
-
-def _without(one: Any, part: Any) -> list[Network]:
-    if not _overlap(one, part):
-        return [one]
-    return [] if one.subnet_of(part) else list(one.address_exclude(part))
 
 
 def own_addresses() -> list[Network]:
@@ -447,7 +560,8 @@ def _create(body: Mapping[str, Any], api: Api) -> Firewall:
                 raise
             error = refused
         made = find(api, body["label"])
-        if made is not None and set(body["tags"]) <= set(made.tags):
+        # The first tag is the one that says whose it is.
+        if made is not None and body["tags"][0] in made.tags:
             return made
         if isinstance(error, Refused) or attempt == CREATE_TRIES:
             raise error
