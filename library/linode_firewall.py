@@ -102,7 +102,8 @@ options:
   run_from:
     description:
       - Public addresses or networks that this run comes from. Not given, the controller's own address is taken, unless
-        NAT hides it; then no network that ssh is open to may lose it while anything is behind the firewall.
+        NAT hides it; then no network that ssh is open to may lose it while anything is behind the firewall, and a new
+        one is not made where the fleet has instances.
     type: list
     elements: str
     default: []
@@ -248,7 +249,9 @@ def desired_firewall(params):
 def run(module):
     params = module.params
     wanted = desired_firewall(params)
-    run_from = firewall.networks(params["run_from"], "run_from") or firewall.own_addresses()
+    # Hosts are reached by IPv4, which NAT may hide where IPv6 needs none.
+    own = [at for at in firewall.own_addresses() if at.version == 4]
+    run_from = firewall.networks(params["run_from"], "run_from") or own
     api = linode.Api(
         params["api_token"] or "",
         # An empty variable of the environment is one that is not set.
@@ -257,16 +260,18 @@ def run(module):
         linode.Deadline(params["wait_timeout"]),
         params["request_timeout"],
     )
-    found = firewall.find(api, wanted.label)
+    found, fleet = firewall.find(api, wanted.label), set()
     if params["state"] == "absent":
         step = firewall.plan_absent(wanted, found, pending=module.check_mode and all_going(api, wanted.fleet, found))
     else:
-        fleet = firewall.fleet_networks(tagged(api, wanted.fleet)) if wanted.names_fleet else set()
+        # Of a new one it matters whether there are hosts that it would be in front of.
+        if wanted.names_fleet or found is None:
+            fleet = firewall.fleet_networks(tagged(api, wanted.fleet))
         step = firewall.plan(wanted, found, fleet)
     report = {"changed": False, "plan": [step.as_data()], "firewall": shown(found), "diff": step.diff()}
     why = step.reason if step.action == "blocked" else ""
     if not why and not params["allow_lockout"]:
-        why = firewall.lockout(step, found, run_from)
+        why = firewall.lockout(step, found, run_from, bool(fleet))
     if why:
         module.fail_json(msg=f"firewall {wanted.label}: nothing was changed: it {why}", **report)
     after = step.wanted if module.check_mode else firewall.apply(step, found, api)

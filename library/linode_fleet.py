@@ -30,7 +30,7 @@ requirements:
 options:
   name:
     description:
-      - Name of the fleet; 2 to 32 lower-case letters, digits and single dashes.
+      - Name of the fleet; 3 to 32 lower-case letters, digits and single dashes.
     type: str
     required: true
   state:
@@ -388,7 +388,7 @@ plan:
   returned: once the API has answered
 cost:
   description:
-    - What the instances of the fleet cost a month before and after the whole plan, by the price list, without transfer;
+    - What the instances of the fleet cost a month before and after the plan, by the price list, without transfer;
       C(currency), C(monthly_before) and C(monthly_after).
   type: dict
   returned: when the plan changes what is paid for
@@ -537,7 +537,7 @@ def run(module):
     confirmed = params["state"] == "absent" and params["confirm"] == params["name"]
     allowed = float("inf") if confirmed else params["max_delete"]
     plan = fleet.plan(wanted, listed, keys.pinned(), seen, allowed)
-    whole, hosts = plan, wanted.labels(fleet.owned(wanted.name, listed))
+    hosts = wanted.labels(fleet.owned(wanted.name, listed))
     if params["only"]:
         plan = plan.only(params["only"])
     rolling = plan.disruptive if params["disruptive"] == "defer" else {}
@@ -559,8 +559,8 @@ def run(module):
     refs = fleet_api.references(api, plan, seen)
     if problems := refs.missing(plan, pending=("firewall",) if module.check_mode else ()):
         refuse(problems)
-    if whole.changes_cost:
-        cost = report["cost"] = fleet.monthly_cost(wanted, listed, whole, catalogue.of("type").values())
+    if plan.changes_cost:
+        cost = report["cost"] = fleet.monthly_cost(wanted, listed, plan, catalogue.of("type").values())
         for at in ("before", "after"):
             report["diff"][f"{at}_header"] = f"fleet {wanted.name}, {cost[f'monthly_{at}']:.2f} USD a month"
     if module.check_mode:
@@ -584,6 +584,7 @@ def run(module):
         timeouts=fleet_api.Timeouts(**params["timeouts"]),
     )
     report["instances"] = [result.as_data() for result in results]
+    keys.settle([result.label for result in results if result.label in anew and not result.error])
     if failed := [result for result in results if result.error]:
         why = "\n".join(f"{result.label}: {result.error}" for result in failed)
         module.fail_json(

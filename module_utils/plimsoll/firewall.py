@@ -174,9 +174,9 @@ class Desired:
             raise ValueError(
                 f"label: {self.label!r} must have 3 to 32 letters, digits and single - _ . and begin with a letter"
             )
-        if not _FLEET.fullmatch(self.fleet) or not 2 <= len(self.fleet) <= 32:
+        if not _FLEET.fullmatch(self.fleet) or not 3 <= len(self.fleet) <= 32:
             raise ValueError(
-                f"fleet: {self.fleet!r} must be the name of a fleet, as linode_fleet has it: 2 to 32 lower-case"
+                f"fleet: {self.fleet!r} must be the name of a fleet, as linode_fleet has it: 3 to 32 lower-case"
                 " letters, digits and single dashes"
             )
         for tag in self.tags:
@@ -275,12 +275,13 @@ def plan(desired: Desired, found: Firewall | None, fleet: Collection[Network]) -
         return _foreign(desired, found)
     now = found or Firewall(0, desired.label, (), (), (), "DROP", "ACCEPT", ())
     # A tag is the same whatever its case.
-    tags: dict[str, str] = {}
-    for tag in (*now.tags, tag_of(desired.fleet), *desired.tags):
-        tags.setdefault(tag.casefold(), tag)
+    tags = list(now.tags)
+    for tag in (tag_of(desired.fleet), *desired.tags):
+        if tag.casefold() not in map(str.casefold, tags):
+            tags.append(tag)
     wanted = replace(
         now,
-        tags=tuple(tags.values()),
+        tags=tuple(tags),
         inbound=_merged("inbound", desired.inbound, now.inbound, fleet, desired.mode),
         outbound=_merged("outbound", desired.outbound, now.outbound, fleet, desired.mode),
         inbound_policy=desired.inbound_policy or now.inbound_policy,
@@ -383,11 +384,11 @@ Span = tuple[int, int]
 _IPV6_FROM = 1 << 32
 
 
-def lockout(step: Step, found: Firewall | None, run_from: Sequence[Network]) -> str:
+def lockout(step: Step, found: Firewall | None, run_from: Sequence[Network], hosts: bool = False) -> str:
     """A sentence where ssh would be shut that is open now; else "".
 
     run_from: the networks that the run comes from. Where they are not known, whoever reaches a firewall that is in use
-    by ssh now must do so afterwards.
+    by ssh now must do so afterwards; and a new one in front of hosts that are there (hosts) cannot be judged.
     """
     if step.wanted is None or not step.changes:
         return ""
@@ -397,6 +398,11 @@ def lockout(step: Step, found: Firewall | None, run_from: Sequence[Network]) -> 
     if run_from:
         shut = next((network for network in run_from if _both(_spans([network]), lost)), None)
         return f"would shut ssh to {shut}, which this run comes from: {ways}, or correct run_from" if shut else ""
+    if lost and found is None and hosts:
+        return (
+            "is new, there are hosts already, and where this run comes from is not known, as NAT hides it: set run_from"
+            " to the public address of this controller, or allow it (allow_lockout)"
+        )
     if not lost or found is None or found.attached == ():
         return ""
     named = [at for rule in _for_ssh(found.inbound) if rule.action == "ACCEPT" for at in rule.addresses]

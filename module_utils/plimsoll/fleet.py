@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from .metadata import cloud_config
+from .metadata import USER_DATA_MAX_BYTES, cloud_config
 
 # Linode gives private addresses of a region out of this network.
 PRIVATE_NETWORK = ipaddress.ip_network("192.168.128.0/17")
@@ -31,6 +31,8 @@ PROTECT_TAG = "plimsoll-protect"
 INPUTS_TAG = "plimsoll-inputs-"
 INPUTS = ("image", "authorized_keys", "user_data", "swap_size")
 DIGEST_LETTERS = 7
+# More than the host key and the name take of an instance's user_data, so that what is too long is known beforehand.
+USER_DATA_OURS = 2048
 
 OFF = {"offline", "stopped"}
 # No boot and no waiting brings an instance back from these.
@@ -114,6 +116,11 @@ class Host:
         if self.swap_size is not None and self.swap_size < 0:
             raise ValueError(f"{where}swap_size: {self.swap_size} MB is below 0")
         cloud_config(self.user_data)
+        if len(self.user_data.encode()) > USER_DATA_MAX_BYTES - USER_DATA_OURS:
+            most = USER_DATA_MAX_BYTES - USER_DATA_OURS
+            raise ValueError(
+                f"{where}user_data: {len(self.user_data.encode())} bytes, Linode and the host key leave {most}"
+            )
 
 
 @dataclass(frozen=True)
@@ -144,9 +151,9 @@ class Desired:
 
     def check(self) -> None:
         """Raises ValueError naming the value that Linode, or a host name, could not take."""
-        if not _NAME.fullmatch(self.name) or not 2 <= len(self.name) <= 32:
+        if not _NAME.fullmatch(self.name) or not 3 <= len(self.name) <= 32:
             raise ValueError(
-                f"name: {self.name!r} must have 2 to 32 lower-case letters, digits and single dashes, and begin with a"
+                f"name: {self.name!r} must have 3 to 32 lower-case letters, digits and single dashes, and begin with a"
                 " letter: it becomes labels, host names and a tag"
             )
         names = [group.name for group in self.groups]
@@ -527,13 +534,15 @@ def _bring(desired: Desired, host: Host, label: str, found: Instance, known: boo
         if kept := found.kept_by(label in desired.protect):
             return blocked(f"{says}, and a {wiped} wipes it, but it {kept}")
 
+    adopts = label != found.label or tag_of(desired.name) not in found.tags
+    if adopts and wiped:
+        return blocked(f"{says}, and adopting wipes nothing: set on_change to accept, or declare that, for this run")
     before, after = _in_place(desired, host, label, found, around, bool(accepted))
     has_tags = after.get("tags", list(found.tags))
     reason = f"{', '.join(differs)} differ"
     was, shall = ({key: pair[at] for key, pair in differs.items()} for at in (0, 1))
-    adopts = label != found.label or tag_of(desired.name) not in found.tags
-    # Its own before it is taken down: what is waited for is found by the tag, and a run may end in between.
-    if after and (wiped != "replace" or adopts):
+    # The fleet's own before it is taken down: what is waited for is found by the tag, and a run may end in between.
+    if after and wiped != "replace":
         steps.append(Step("adopt" if adopts else "update", label, found.id, before, after))
     if wiped == "replace":
         made, had = _made(desired, host), {**_attributes(found), "tags": has_tags}

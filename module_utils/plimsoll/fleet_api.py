@@ -384,7 +384,12 @@ class _Run:
                     if one["entity"]["id"] == step.id and one["entity"]["type"] == "linode":
                         self.api.delete(f"{devices}/{one['id']}")
             device = {"id": step.id, "type": "linode"}
-            self.api.post(f"{FIREWALLS}/{self.refs.firewalls[after['firewall']]}/devices", device)
+            try:
+                self.api.post(f"{FIREWALLS}/{self.refs.firewalls[after['firewall']]}/devices", device)
+            except LinodeError:
+                if was:
+                    self.api.post(f"{FIREWALLS}/{self.refs.firewalls[was]}/devices", device)
+                raise
         fields = {key: after[key] for key in ("label", "tags", "maintenance_policy") if key in after}
         return Instance.of(self.api.put(path, fields)) if fields else None
 

@@ -12,7 +12,7 @@ import fcntl
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from .files import write_whole
@@ -52,19 +52,29 @@ class HostKeys:
         return (self._folder / label).read_text(), (self._folder / f"{label}.pub").read_text().strip()
 
     def prepare(self, create: Collection[str], keep: Collection[str]) -> None:
-        """Make the pairs that are missing for create, and see that known_hosts has a line for each of both."""
+        """Make the pairs that are missing for create; see that known_hosts has their lines, and one for each of keep.
+
+        The line of another key stays until settle(): the host may be one that is to be rebuilt, and in the end is not.
+        """
         with self._locked():
             for label in create:
                 if label not in self.labels():
                     self._make(label)
-            self._write({label: self.pair(label)[1] for label in self.labels() & {*create, *keep}}, set())
+            has_line = {line.split(" ", 1)[0] for line in self._lines()}
+            wanted = self.labels() & {*create, *(label for label in keep if label not in has_line)}
+            self._write({label: self.pair(label)[1] for label in wanted}, wanted)
+
+    def settle(self, labels: Collection[str]) -> None:
+        """See that known_hosts has no other key of these labels than that of their pair."""
+        with self._locked():
+            self._write({label: self.pair(label)[1] for label in self.labels() & set(labels)})
 
     def forget(self, labels: Collection[str]) -> bool:
         """Remove the keys and lines of labels; whether there were any."""
         if not self.pinned() & set(labels):
             return False
         with self._locked():
-            self._write({}, set(labels))
+            self._write(dict.fromkeys(labels))
             for label in labels:
                 (self._folder / label).unlink(missing_ok=True)
                 (self._folder / f"{label}.pub").unlink(missing_ok=True)
@@ -73,11 +83,12 @@ class HostKeys:
     def _lines(self) -> list[str]:
         return self.known_hosts.read_text().splitlines() if self.known_hosts.exists() else []
 
-    def _write(self, pin: dict[str, str], drop: set[str]) -> None:
-        """Bring the lines of known_hosts up to date, in one rename; lines of others stay as they are."""
+    def _write(self, pin: Mapping[str, str | None], beside: Collection[str] = ()) -> None:
+        """Give each label the one line of its key, or none, in one rename; other lines, and those of beside, stay."""
         before = self._lines()
-        wanted = {label: f"{label} {' '.join(key.split()[:2])}" for label, key in pin.items()}
-        kept = [line for line in before if line.split(" ", 1)[0] not in drop | set(pin) or line in wanted.values()]
+        wanted = {label: f"{label} {' '.join(key.split()[:2])}" for label, key in pin.items() if key}
+        gone = set(pin) - set(beside)
+        kept = [line for line in before if line.split(" ", 1)[0] not in gone or line in wanted.values()]
         after = kept + [line for line in wanted.values() if line not in kept]
         if after != before:
             write_whole(self.known_hosts, "".join(f"{line}\n" for line in after), 0o644)

@@ -252,7 +252,7 @@ class Api:
                 f" is valid; make one with read/write access to Linodes at {TOKENS_AT}"
             )
         elif error.status == 403:
-            message += f"; the token in LINODE_API_TOKEN needs read/write access to Linodes ({TOKENS_AT})"
+            message += f"; the token in LINODE_API_TOKEN needs access to that: Linodes, Firewalls or VPCs ({TOKENS_AT})"
         return Refused(message, error.status, errors)
 
     def _silence(self, method: str, path: str, error: Exception) -> str:

@@ -88,7 +88,7 @@ def taken(step: Step) -> Firewall:
     ("given", "words"),
     [
         ({"label": "no"}, "3 to 32 letters"),
-        ({"label": "two words"}, "3 to 32 letters"),
+        ({"label": "two--dashes"}, "3 to 32 letters"),
         ({"ports": "22-"}, "ports: '22-' must be a port"),
         ({"ports": "0"}, "must be a port"),
         ({"ports": "70000"}, "must be a port"),
@@ -124,6 +124,9 @@ def test_a_rule_is_sent_without_what_it_does_not_have() -> None:
     ("given", "words"),
     [
         ({"label": "a" * 33}, "3 to 32 letters"),
+        ({"label": "1st"}, "begins with a letter"),
+        ({"label": "ssh-"}, "3 to 32 letters"),
+        ({"label": "two words"}, "3 to 32 letters"),
         ({"label": "ssh\n"}, "3 to 32 letters"),
         ({"label": ""}, "3 to 32 letters"),
         ({"action": "REJECT"}, "action: 'REJECT' must be one of ACCEPT, DROP"),
@@ -463,7 +466,7 @@ def test_rules_of_others_may_have_labels_of_each_other_or_none(count: int) -> No
 def test_no_rule_with_a_declared_label_is_left_as_it_was() -> None:
     """A label is for display alone: others may give one to two rules."""
     found = have(listed("ssh", "22", "0.0.0.0/0"), listed("ssh", "22", "198.51.100.0/24"))
-    assert set(lines(plan(want(SSH), found, fleet()))) == {SSH.line()}
+    assert lines(plan(want(SSH), found, fleet())) == [SSH.line()]
 
 
 def test_two_rules_of_one_label_are_settled_after_one_run() -> None:
@@ -1165,9 +1168,10 @@ def test_a_second_run_changes_nothing_and_takes_one_request(module: Any) -> None
 def test_a_second_run_with_a_rule_for_the_fleet_takes_two_requests(module: Any) -> None:
     api = Keeping()
     api.instances = [instance(1)]
-    module(api, inbound=[FLEETS])
+    assert module(api, inbound=[FLEETS, GIVEN], run_from=[ME])["changed"]
     del api.calls[:]
-    assert not module(api, inbound=[FLEETS])["changed"]
+    again = module(api, inbound=[FLEETS, GIVEN], run_from=[ME])
+    assert again["plan"][0]["action"] == "keep" and not again["changed"]
     assert api.calls == [("LIST /networking/firewalls", {"label": "pond"}), ("LIST /linode/instances", {"tags": TAG})]
 
 
@@ -1250,6 +1254,25 @@ def test_a_declared_origin_goes_before_the_controllers_own_address(module: Any) 
     api = Keeping(raw(listed("ssh", "22", OFFICE, "198.51.100.0/24"), entities=USED))
     given = {"inbound": [{**GIVEN, "addresses": ["198.51.100.0/24"]}], "run_from": ["198.51.100.5/24"]}
     assert module(api, own=(ME,), **given)["changed"]
+
+
+def test_the_controllers_own_address_is_guarded_where_no_origin_is_declared(module: Any) -> None:
+    given = {"inbound": [{**GIVEN, "addresses": ["198.51.100.0/24"]}]}
+    refused = module(Keeping(), own=(ME,), **given)
+    assert refused["failed"] and f"would shut ssh to {ME}, which this run comes from" in refused["msg"]
+    # Unknown, it holds nobody up who is behind no firewall yet.
+    assert module(Keeping(), **given)["changed"]
+
+
+@pytest.mark.parametrize("inbound", [[FLEETS, GIVEN], [GIVEN], None])
+def test_a_new_firewall_in_front_of_hosts_needs_to_know_where_the_run_comes_from(inbound: Any, module: Any) -> None:
+    """Whether or not a rule has to do with these hosts."""
+    api = Keeping()
+    api.instances = [instance(1)]
+    given = {} if inbound is None else {"inbound": inbound}
+    refused = module(api, **given)
+    assert refused.get("failed") and "set run_from" in refused["msg"] and written(api) == []
+    assert module(api, **given, allow_lockout=True)["changed"]
 
 
 def test_an_ipv6_address_of_the_controller_does_not_end_the_guard_of_ipv4(module: Any) -> None:

@@ -642,19 +642,6 @@ def test_what_takes_no_host_down_comes_first_and_deletions_come_last() -> None:
     assert api.calls[down - 1] == f"LIST {INSTANCES}", "they are seen to run before a host is taken down"
 
 
-def test_what_is_adopted_is_resized_and_rebuilt_in_one_run() -> None:
-    api = FakeApi(old(9, label="celery-old", tags=["theirs"], type="g6-standard-1"))
-    (result,) = carry_out(api, want(1, adopt={"workers-1": "celery-old"}, on_change="rebuild"))
-    assert result.error == ""
-    assert posts(api)[-2:] == ["POST 109/rebuild", "PUT 109"]
-
-
-def test_what_is_adopted_under_its_own_label_is_replaced() -> None:
-    api = FakeApi(raw(1, tags=[], region="de-fra-2"), courses={"delete": [*["deleting"] * 9, "gone"]})
-    (result,) = carry_out(api, want(1, adopt={"workers-1": "workers-1"}, on_change="replace"))
-    assert (result.error, result.instance and result.instance.id) == ("", 501)
-
-
 @pytest.mark.parametrize(
     ("request_", "desired", "found"),
     [

@@ -33,11 +33,23 @@ def test_reading_makes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "state").exists()
 
 
-def test_a_lost_line_is_written_again_and_a_wrong_one_replaced(tmp_path: Path) -> None:
+def test_the_key_of_a_host_that_is_yet_to_be_rebuilt_stays_until_it_is(tmp_path: Path) -> None:
+    """As on a controller that did not make it: the rebuild may be refused, or given up."""
+    keys = HostKeys(tmp_path)
+    old = "w-1 ssh-ed25519 OLD"
+    keys.known_hosts.write_text(f"{old}\n")
+    for create, keep in ((["w-1"], ["w-1"]), (["w-1"], []), ([], ["w-1"])):
+        keys.prepare(create, keep)
+        assert old in keys.known_hosts.read_text()
+    keys.settle(["w-1"])
+    assert keys.known_hosts.read_text().split() == ["w-1", *keys.pair("w-1")[1].split()[:2]]
+
+
+def test_a_lost_line_is_written_again_and_lines_of_others_stay(tmp_path: Path) -> None:
     keys = HostKeys(tmp_path)
     keys.prepare(["w-1"], [])
     right = keys.known_hosts.read_text()
-    keys.known_hosts.write_text("w-1 ssh-ed25519 WRONG\nother ssh-rsa THEIRS\n")
+    keys.known_hosts.write_text("other ssh-rsa THEIRS\n")
     assert keys.pinned() == {"w-1", "other"}
     keys.prepare([], ["w-1"])
     assert keys.known_hosts.read_text() == "other ssh-rsa THEIRS\n" + right
