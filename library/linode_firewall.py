@@ -223,15 +223,8 @@ SPEC = {
     "tags": {"type": "list", "elements": "str", "default": []},
     "run_from": {"type": "list", "elements": "str", "default": []},
     "allow_lockout": {"type": "bool", "default": False},
-    "request_timeout": {"type": "int", "default": 30},
     "wait_timeout": {"type": "int", "default": 300},
-    "api_token": {"type": "str", "no_log": True, "fallback": (env_fallback, ["LINODE_API_TOKEN"])},
-    "api_url": {"type": "str", "default": linode.DEFAULT_URL, "fallback": (env_fallback, ["LINODE_API_URL"])},
-    "api_version": {
-        "type": "str",
-        "default": linode.DEFAULT_VERSION,
-        "fallback": (env_fallback, ["LINODE_API_VERSION"]),
-    },
+    **linode.options(env_fallback),
 }
 
 
@@ -252,14 +245,7 @@ def run(module):
     # Hosts are reached by IPv4, which NAT may hide where IPv6 needs none.
     own = [at for at in firewall.own_addresses() if at.version == 4]
     run_from = firewall.networks(params["run_from"], "run_from") or own
-    api = linode.Api(
-        params["api_token"] or "",
-        # An empty variable of the environment is one that is not set.
-        params["api_url"] or linode.DEFAULT_URL,
-        params["api_version"] or linode.DEFAULT_VERSION,
-        linode.Deadline(params["wait_timeout"]),
-        params["request_timeout"],
-    )
+    api = linode.connect(params, linode.Deadline(params["wait_timeout"]))
     found, fleet = firewall.find(api, wanted.label), set()
     if params["state"] == "absent":
         step = firewall.plan_absent(wanted, found, pending=module.check_mode and all_going(api, wanted.fleet, found))

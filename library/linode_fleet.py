@@ -473,15 +473,8 @@ SPEC = {
     "wait": {"type": "bool", "default": True},
     "wait_timeout": {"type": "int", "default": 1800},
     "timeouts": {"type": "dict", "options": TIMEOUTS, "apply_defaults": True},
-    "request_timeout": {"type": "int", "default": 30},
     "state_dir": {"type": "path", "required": True},
-    "api_token": {"type": "str", "no_log": True, "fallback": (env_fallback, ["LINODE_API_TOKEN"])},
-    "api_url": {"type": "str", "default": linode.DEFAULT_URL, "fallback": (env_fallback, ["LINODE_API_URL"])},
-    "api_version": {
-        "type": "str",
-        "default": linode.DEFAULT_VERSION,
-        "fallback": (env_fallback, ["LINODE_API_VERSION"]),
-    },
+    **linode.options(env_fallback),
 }
 REQUIRED_IF = [("state", "present", ("count", "hosts", "groups"), True)]
 EXCLUSIVE = [("count", "hosts", "groups")]
@@ -522,14 +515,7 @@ def run(module):
     params = module.params
     wanted = desired_fleet(params)
     deadline = linode.Deadline(params["wait_timeout"])
-    api = linode.Api(
-        params["api_token"] or "",
-        # An empty variable of the environment is one that is not set.
-        params["api_url"] or linode.DEFAULT_URL,
-        params["api_version"] or linode.DEFAULT_VERSION,
-        deadline,
-        params["request_timeout"],
-    )
+    api = linode.connect(params, deadline)
     catalogue = linode.Catalogue(api)
     keys = HostKeys(Path(params["state_dir"]))
     listed = fleet_api.listing(api, wanted)

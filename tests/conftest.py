@@ -11,10 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "module_utils"))
 
 # Modules import `..module_utils.plimsoll`, so library/ and module_utils/ must be siblings inside one package,
-# as AnsiballZ lays them out on a target: from plimsoll_project.library import linode_fleet
-_package = types.ModuleType("plimsoll_project")
+# as AnsiballZ lays them out on a target: from as_shipped.library import linode_fleet
+_package = types.ModuleType("as_shipped")
 _package.__path__ = [str(ROOT)]
-sys.modules["plimsoll_project"] = _package
+sys.modules["as_shipped"] = _package
 
 
 def load_file(path: Path, name: str) -> types.ModuleType:

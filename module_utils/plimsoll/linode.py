@@ -208,7 +208,7 @@ class Api:
                 if not repeatable or silences == TRIES_AFTER_SILENCE or self._deadline.remaining() <= pause:
                     raise NoAnswer(self._silence(method, path, error)) from None
             # Threads that were turned away together are not to come back together.
-            self._deadline.sleep((wanted or pause) + random.uniform(0, 0.5))  # noqa: S311 - jitter, not a secret
+            self._deadline.sleep((wanted or pause) + _jitter(0.5))
             pause = min(pause * 2, MOST_PAUSE_S)
 
     def _once(self, method: str, path: str, body: Any, filters: Any) -> Any:
@@ -222,7 +222,7 @@ class Api:
                     f"the Linode API at {self.url} takes {method} {path.split('?')[0]} again in {wait:.0f} s, by its"
                     " rate limit: longer than is left"
                 )
-            self._deadline.sleep(wait + random.uniform(0, 0.2))  # noqa: S311 - jitter, not a secret
+            self._deadline.sleep(wait + _jitter(0.2))
         self._threads.budget = budget
         self._threads.limit = max(0.1, min(self._timeout, self._deadline.remaining()))
         if method in ("GET", "DELETE"):
@@ -280,6 +280,11 @@ def _transport(current: Any) -> Any:
     return Timed(max_retries=0)
 
 
+def _jitter(most: float) -> float:
+    """Seconds from 0 to most, by the system's generator: threads and processes share no seed."""
+    return random.SystemRandom().uniform(0, most)
+
+
 def _kind(method: str, path: str) -> str:
     """The rate limit that counts a request; see LIMITS."""
     if method == "POST" and path == "/linode/instances":
@@ -290,6 +295,22 @@ def _kind(method: str, path: str) -> str:
 def _seconds(header: str | None) -> float | None:
     """A Retry-After in seconds; Linode does not send dates."""
     return float(header) if header and header.strip().isdigit() else None
+
+
+def options(env_fallback: Any) -> dict[str, dict[str, Any]]:
+    """The options of every module that asks the API; env_fallback is Ansible's, which is not imported here."""
+    return {
+        "request_timeout": {"type": "int", "default": 30},
+        "api_token": {"type": "str", "no_log": True, "fallback": (env_fallback, ["LINODE_API_TOKEN"])},
+        "api_url": {"type": "str", "default": DEFAULT_URL, "fallback": (env_fallback, ["LINODE_API_URL"])},
+        "api_version": {"type": "str", "default": DEFAULT_VERSION, "fallback": (env_fallback, ["LINODE_API_VERSION"])},
+    }
+
+
+def connect(given: Mapping[str, Any], deadline: Deadline) -> Api:
+    """The API by those options. An empty variable of the environment is one that is not set. Raises LinodeError."""
+    url, version = given["api_url"] or DEFAULT_URL, given["api_version"] or DEFAULT_VERSION
+    return Api(given["api_token"] or "", url, version, deadline, given["request_timeout"])
 
 
 CATALOGUES = {

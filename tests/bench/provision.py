@@ -10,20 +10,16 @@ runs, by the same client and at the same intervals. Both run here, one after the
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "module_utils"))
+from plimsoll import fleet, fleet_api, linode
 
-from plimsoll import fleet, fleet_api, linode  # noqa: E402
-
-from tests.lab.conftest import TOKEN, Served, serve  # noqa: E402
-from tests.lab.pretend import PretendDriver  # noqa: E402
+from tests.lab.conftest import TOKEN, Served, serve
+from tests.lab.pretend import PretendDriver
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExample bench"
 HOST = fleet.Host("g6-nanode-1", "us-ord", "linode/debian12", authorized_keys=(KEY,))

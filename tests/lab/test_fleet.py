@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from plimsoll_project.library import linode_fleet
+from as_shipped.library import linode_fleet
 
 from .conftest import TOKEN, Served, serve
 from .pretend import PretendDriver

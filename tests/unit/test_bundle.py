@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from as_shipped.library import log_bundle
 from plimsoll import bundle
 from plimsoll.bundle import BundleError, listing, pack, sha256, unpack
-from plimsoll_project.library import log_bundle
 
 META = b'{"schema": 1}\n'
 ROOMY = 1 << 20

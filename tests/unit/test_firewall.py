@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from as_shipped.library import linode_firewall
 from plimsoll import firewall
 from plimsoll.firewall import Desired, Firewall, Step, accepts, lockout, plan, plan_absent, rule_of
 from plimsoll.linode import NoAnswer, Refused
-from plimsoll_project.library import linode_firewall
 
 TAG = "plimsoll-fleet-pond"
 OFFICE, ME = "203.0.113.0/24", "203.0.113.7/32"

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from as_shipped.library import host_files
 from plimsoll import hostfiles
 from plimsoll.hostfiles import Change, Entry, fragment, plan, read, unit_of, write
-from plimsoll_project.library import host_files
 
 SECRET = "hunter2-hunter2"
 OWNER = pwd.getpwuid(os.getuid()).pw_name

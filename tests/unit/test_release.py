@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from as_shipped.library import app_archive, app_release
 from plimsoll import release
 from plimsoll.release import (
     ReleaseError,
@@ -33,7 +34,6 @@ from plimsoll.release import (
     pack,
     read_requirements,
 )
-from plimsoll_project.library import app_archive, app_release
 
 PYTHON, MACHINE = "3.11.2", "x86_64"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
+from as_shipped.library import systemd_units, worker_drain
 from plimsoll.units import PROPERTIES, State, Step, Wanted, parse, plan
-from plimsoll_project.library import systemd_units, worker_drain
 
 SALES, GATE, TARGET = "celery-worker@sales.service", "celery-worker@gate.service", "celery-workers.target"
 FRAGMENT = "/etc/systemd/system/celery-worker@.service"
