@@ -1,0 +1,120 @@
+"""A lab, and a controller that is pointed at it, as a user has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = ROOT / ".venv" / "bin"
+# Read by systemd from the environment file, and to reach the worker as it is.
+ODD = 'a "b" \\ $HOME `c` %d \\n'
+RECAP = re.compile(r"^(\S+) +: ok=(\d+) +changed=(\d+) +unreachable=(\d+) +failed=(\d+)", re.MULTILINE)
+
+
+@dataclass
+class Ran:
+    """One command: exit code, all that it printed, and the recap's (changed, failed) by host."""
+
+    code: int
+    output: str
+    recap: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def said(self) -> str:
+        """The output as one line, as Ansible wraps it."""
+        return re.sub(r"\s+", " ", self.output)
+
+
+class Fleet:
+    """A lab, and a controller that is pointed at it."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.home = home
+        self.inventory = home / "inventory"
+        shutil.copytree(ROOT / "tests" / "lab" / "inventory", self.inventory)
+        plugin = self.inventory / "linode_fleet.yml"
+        declared = yaml.safe_load(plugin.read_text())
+        plugin.write_text(yaml.safe_dump({**declared, "known_hosts": str(home / "lab" / "controller" / "known_hosts")}))
+        odd = {"celery_worker_environment": {"ODD": ODD}}
+        (self.inventory / "group_vars" / "linode_fleet.yml").open("a").write(yaml.safe_dump(odd))
+        # A host that is down comes first, so that whatever runs once runs in spite of it.
+        self.ghost = home / "ghost.yml"
+        self.ghost.write_text("celery_workers: {hosts: {ghost: {ansible_host: 127.18.255.254, ansible_user: root}}}\n")
+        self.environment = {
+            **os.environ,
+            "PLIMSOLL_LAB_HOME": str(home / "lab"),
+            "PLIMSOLL_LAB_PORT": str(port),
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(home / "cp"),
+        }
+
+    def run(self, *command: str, timeout: float = 600) -> Ran:
+        ran = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+        recap = {host: (int(changed), int(failed)) for host, _, changed, _, failed in RECAP.findall(ran.stdout)}
+        return Ran(ran.returncode, ran.stdout, recap)
+
+    def lab(self, *words: str) -> Ran:
+        return self.run("scripts/lab", *words)
+
+    def point(self) -> None:
+        for name, value in re.findall(r"(LINODE_API_\w+)=(\S+)", self.lab("env").output):
+            self.environment[name] = value
+
+    def play(self, playbook: str, *options: str, ghost: bool = False) -> Ran:
+        sources = [f"--inventory={path}" for path in ([self.ghost] if ghost else []) + [self.inventory]]
+        return self.run(str(BIN / "ansible-playbook"), *sources, f"playbooks/{playbook}.yml", *options)
+
+    def on(self, host: str, command: str) -> str:
+        ran = self.lab("ssh", host, command)
+        assert ran.code == 0, ran.output
+        return ran.output
+
+    def addresses(self) -> dict[str, str]:
+        """Public addresses of the fleet by label, out of the inventory."""
+        listed = self.run(str(BIN / "ansible-inventory"), f"--inventory={self.inventory}", "--list", "--export")
+        hosts = json.loads(listed.output)["_meta"]["hostvars"]
+        return {host: str(one["ansible_host"]) for host, one in hosts.items()}
+
+    def findings(self) -> dict[str, Any]:
+        return json.loads((self.home / "lab" / "report" / "findings.json").read_text())
+
+    def machines(self) -> list[str]:
+        """Command lines of the QEMU processes of this lab."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if "qemu-system" in command and str(self.home) in command:
+                found.append(command)
+        return found
+
+
+def free_port() -> int:
+    """One of the lab's ports that nothing listens on: the first is left to scripts/demo."""
+    for port in range(18481, 18500):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+    raise AssertionError("no port for a lab is free")
