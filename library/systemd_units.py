@@ -6,7 +6,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: systemd_units
-short_description: Makes units run what their files say
+short_description: Makes units run what their files say, or not run
 version_added: "0.1.0"
 author: the plimsoll contributors
 description:
@@ -28,6 +28,10 @@ options:
       enabled:
         description: Whether it is to start at boot. Not set, that is left as it is.
         type: bool
+      running:
+        description: Whether it is to run. One that is not, and runs, is stopped, within its TimeoutStopSec.
+        type: bool
+        default: true
       files:
         description: Further files that it reads when it starts. A link counts by itself; an absent one does not.
         type: list
@@ -39,6 +43,12 @@ options:
     type: list
     elements: path
     default: []
+  timeout:
+    description:
+      - Seconds that all starts together may take, and all restarts, in which the old processes end first. After that
+        the module fails, and systemd goes on.
+    type: int
+    default: 600
 attributes:
   check_mode:
     support: full
@@ -83,17 +93,24 @@ SPEC = {
         "options": {
             "name": {"type": "str", "required": True},
             "enabled": {"type": "bool"},
+            "running": {"type": "bool", "default": True},
             "files": {"type": "list", "elements": "path", "default": []},
         },
     },
     "pending": {"type": "list", "elements": "path", "default": []},
+    "timeout": {"type": "int", "default": 600},
 }
 UNITS = "/etc/systemd/system"
 JOURNAL_LINES = "8"
 
 
-def systemctl(*words):
-    return subprocess.run(["systemctl", *words], capture_output=True, text=True)
+def systemctl(*words, timeout=None):
+    """What it printed. Out of time, systemd goes on with its job, and the exit code is 124, as of timeout(1)."""
+    command = ["systemctl", *words]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"not done within {timeout} s; systemd goes on with it")
 
 
 def read(names):
@@ -131,12 +148,12 @@ def unread():
 def act(module, verb, names):
     if not names:
         return
-    ran = systemctl(verb, "--", *names)
+    ran = systemctl(verb, "--", *names, timeout=module.params["timeout"])
     if ran.returncode:
         # Which one it was, and why, is in the journal.
         said = [f"systemctl {verb} {' '.join(names)}: {ran.stderr.strip()}"]
         for name in names:
-            if systemctl("is-active", "--quiet", "--", name).returncode:
+            if systemctl("is-active", "--quiet", "--", name).returncode and verb != "stop":
                 log = ["journalctl", "--unit", name, "--lines", JOURNAL_LINES, "--no-pager", "--output", "cat"]
                 said.append(f"{name}:\n{subprocess.run(log, capture_output=True, text=True).stdout.strip()}")
         module.fail_json(msg="\n".join(said))
@@ -144,7 +161,9 @@ def act(module, verb, names):
 
 def main():
     module = AnsibleModule(SPEC, supports_check_mode=True)
-    wanted = [Wanted(one["name"], one["enabled"], tuple(one["files"])) for one in module.params["units"]]
+    wanted = [
+        Wanted(one["name"], one["enabled"], tuple(one["files"]), one["running"]) for one in module.params["units"]
+    ]
     names = [one.name for one in wanted]
     try:
         states = read(names)
@@ -161,13 +180,15 @@ def main():
     except OSError as error:
         module.fail_json(msg=f"systemd_units: {error}")
     if not module.check_mode:
-        if missing := [name for name in names if not states.get(name) or not states[name].found]:
+        needed = [one.name for one in wanted if one.running]
+        if missing := [name for name in needed if not states.get(name) or not states[name].found]:
             module.fail_json(msg=f"systemd knows no {', '.join(missing)}: its unit file is missing or has an error")
         for verb, which in (
             ("enable", [step.name for step in steps if step.enable]),
             ("disable", [step.name for step in steps if step.enable is False]),
-            # One that failed too often in too short a time would be refused.
-            ("reset-failed", [step.name for step in steps if step.action and states[step.name].failed]),
+            ("stop", [step.name for step in steps if step.action == "stop"]),
+            # One that was started too often in too short a time, also by us, would be refused.
+            ("reset-failed", [step.name for step in steps if step.action in ("start", "restart")]),
             ("start", [step.name for step in steps if step.action == "start"]),
             ("restart", [step.name for step in steps if step.action == "restart"]),
         ):

@@ -23,16 +23,20 @@ RUNS = ("active", "activating", "reloading")
 
 @dataclass(frozen=True)
 class Wanted:
-    """A unit that is to run. enabled None leaves that alone; files are what it reads at its start, beside its own."""
+    """A unit that is to run, or not. enabled None leaves that alone; files are what its start reads beside its own."""
 
     name: str
     enabled: bool | None = None
     files: tuple[str, ...] = ()
+    running: bool = True
 
 
 @dataclass(frozen=True)
 class State:
-    """A unit as systemd has it. began in seconds of CLOCK_MONOTONIC, None if it never started; files are its own."""
+    """A unit as systemd has it. began in seconds of CLOCK_MONOTONIC, None if it never started; files are its own.
+
+    waiting: it ended, and systemd is about to start it once more.
+    """
 
     found: bool
     active: bool
@@ -41,6 +45,7 @@ class State:
     stale: bool
     files: tuple[str, ...]
     began: float | None
+    waiting: bool = False
 
 
 def parse(shown: str) -> dict[str, State]:
@@ -52,11 +57,13 @@ def parse(shown: str) -> dict[str, State]:
         # EnvironmentFiles has a line for each: PATH (ignore_errors=no).
         environment = [value.rsplit(" (", 1)[0] for key, value in pairs if key == "EnvironmentFiles"]
         files = [one.get("FragmentPath", ""), *_paths(one.get("DropInPaths", "")), *environment]
+        # auto-restart, or auto-restart-queued: it ended, and systemd is about to try once more.
+        waiting = one.get("SubState", "").startswith("auto-restart")
         began = int(one.get("InactiveExitTimestampMonotonic") or 0)
         states[one.get("Id", "")] = State(
             found=one.get("LoadState") == "loaded",
-            # auto-restart, or auto-restart-queued: it ended, and systemd is about to try once more.
-            active=one.get("ActiveState") in RUNS and not one.get("SubState", "").startswith("auto-restart"),
+            active=one.get("ActiveState") in RUNS and not waiting,
+            waiting=waiting,
             failed=one.get("ActiveState") == "failed",
             # enabled-runtime ends with the next boot.
             enabled=one.get("UnitFileState") == "enabled",
@@ -91,7 +98,7 @@ def _paths(shown: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Step:
-    """What to do with one unit: enable or disable, and start or restart; reason is a sentence for the reader."""
+    """What to do with one unit: enable or disable, and start, restart or stop; reason is a sentence for the reader."""
 
     name: str
     enable: bool | None
@@ -116,6 +123,11 @@ def plan(wanted: Sequence[Wanted], states: Mapping[str, State], changed: Mapping
     steps = []
     for one in wanted:
         state = states.get(one.name)
+        if not one.running:
+            # One that waits to be started again is not active, and would be.
+            if state is not None and (state.active or state.waiting):
+                steps.append(Step(one.name, None, "stop", "not declared"))
+            continue
         if state is None or not state.found:
             steps.append(Step(one.name, one.enabled, "start", "not there yet"))
             continue

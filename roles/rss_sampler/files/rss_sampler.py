@@ -40,7 +40,7 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Union
 
@@ -145,15 +145,20 @@ def cgroup_row(now: float, unit: str, path: Path, restarts: Cell) -> Row:
     return [f"{now:.3f}", unit, *sizes, *counts, *pressure_totals(read_text(path / "memory.pressure")), restarts]
 
 
-def restarts_of(units: Iterable[str]) -> dict[str, str]:
-    """NRestarts of each unit by one call of systemctl; empty where there is no systemd to ask."""
-    command = ["systemctl", "show", "--property=Id,NRestarts", *units]
+def show(properties: str, units: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Properties of units and patterns of units, by name and one call of systemctl; empty with no systemd to ask."""
+    command = ["systemctl", "show", f"--property=Id,{properties}", *units]
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.TimeoutExpired):
         return {}
     blocks = (dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in said.split("\n\n"))
-    return {block["Id"]: block.get("NRestarts", "") for block in blocks if "Id" in block}
+    return {block["Id"]: block for block in blocks if "Id" in block}
+
+
+def restarts_of(units: Iterable[str]) -> dict[str, str]:
+    """NRestarts of each unit; empty where there is no systemd to ask."""
+    return {unit: shown.get("NRestarts", "") for unit, shown in show("NRestarts", units).items()}
 
 
 def tasks_of(folder: Path, pid: int, start_time: float) -> Cell:
@@ -506,13 +511,13 @@ class Sampler:
             self.store.close()
 
 
-def run(sampler: Sampler, interval: float, stop: set[signal.Signals]) -> None:
-    """Beat every interval seconds until one of the blocked signals in stop arrives."""
+def run(beat: Callable[[float], object], interval: float, stop: set[signal.Signals]) -> None:
+    """Beat every interval seconds, with the Unix time, until one of the blocked signals in stop arrives."""
     watchdog = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6 / 2
     due = time.monotonic()
     notify("READY=1")
     while True:
-        sampler.beat(time.time())
+        beat(time.time())
         # Beats that were missed, as over a suspend, are not made up for.
         due = max(due + interval, time.monotonic())
         while True:
@@ -575,7 +580,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.once:
                 say(f"{sampler.beat(time.time())} processes sampled into {options.output}")
             else:
-                run(sampler, options.interval, stop)
+                run(sampler.beat, options.interval, stop)
     except OSError as error:
         say(f"{error.filename or options.output}: {error.strerror}")
         return 1
