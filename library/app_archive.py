@@ -14,11 +14,13 @@ description:
     its requirements and the target. An archive that is there already is kept, with no request to a package index.
 options:
   source:
-    description: The application, a directory or a wheel.
+    description: The application, a directory, a wheel, or an archive as C(git archive) makes it (tar or zip).
     type: path
     required: true
   requirements:
-    description: Requirements file of the application. Pinned ones make a release that can be made again.
+    description:
+      - Requirements file of the application; of an archive, its own C(requirements.txt) by default.
+      - Pinned ones make a release that can be made again.
     type: path
   targets:
     description: Python versions and machines to build for. Doubles are dropped.
@@ -72,7 +74,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.plimsoll.release import ReleaseError, build, digest, members, read_requirements
+from ..module_utils.plimsoll.release import ReleaseError, build, digest, members, opened, read_requirements
 
 SPEC = {
     "source": {"type": "path", "required": True},
@@ -95,20 +97,23 @@ def main():
     source, dest = Path(module.params["source"]), Path(module.params["dest"])
     releases, changed = {}, False
     try:
-        listed = module.params["requirements"]
-        requirements = read_requirements(Path(listed)) if listed else ""
-        files = members(source)
-        for target in module.params["targets"]:
-            python_version, machine = target["python_version"], target["machine"]
-            name = digest(files, requirements, python_version, machine)
-            archive = dest / f"{name}.tar.gz"
-            releases[f"{python_version}-{machine}"] = {"digest": name, "archive": str(archive)}
-            if not archive.exists():
-                changed = True
-                if not module.check_mode:
-                    build(
-                        source, requirements, python_version, machine, archive, sys.executable, metadata.version("uv")
-                    )
+        with opened(source) as unpacked:
+            listed = module.params["requirements"]
+            own = unpacked / "requirements.txt"
+            if not listed and unpacked != source and own.is_file():
+                listed = own
+            requirements = read_requirements(Path(listed)) if listed else ""
+            files = members(unpacked)
+            for target in module.params["targets"]:
+                python_version, machine = target["python_version"], target["machine"]
+                name = digest(files, requirements, python_version, machine)
+                archive = dest / f"{name}.tar.gz"
+                releases[f"{python_version}-{machine}"] = {"digest": name, "archive": str(archive)}
+                if not archive.exists():
+                    changed = True
+                    if not module.check_mode:
+                        uv = metadata.version("uv")
+                        build(unpacked, requirements, python_version, machine, archive, sys.executable, uv)
     except metadata.PackageNotFoundError:
         module.fail_json(msg=f"{sys.executable} has no uv; run Ansible from the venv that scripts/setup makes")
     except (ReleaseError, OSError) as error:

@@ -24,21 +24,28 @@ options:
     type: str
     required: true
   archive:
-    description: The archive on this host.
+    description: The archive on this host. Needed unless O(back).
     type: path
-    required: true
   app:
-    description: The application as for C(celery --app).
+    description: The application as for C(celery --app). Needed unless O(back).
     type: str
-    required: true
   user:
-    description: User of the workers.
+    description: User of the workers. Needed unless O(back).
     type: str
-    required: true
   environment:
     description: Environment of the workers, for the import. It may hold secrets.
     type: dict
     default: {}
+  stop_timeout:
+    description:
+      - Seconds that tasks have to end at a stop. The module warns of settings of the application that can lose tasks,
+        or do them twice, whenever it imports it.
+    type: int
+    default: 120
+  back:
+    description: Point C(current) at a release that ran before, and import nothing.
+    type: bool
+    default: false
   python:
     description: Interpreter for the venv.
     type: path
@@ -78,22 +85,26 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.plimsoll.release import ReleaseError, activate, confirm, current, install, installed
+from ..module_utils.plimsoll.release import ReleaseError, activate, confirm, current, install, installed, risks
 
 SPEC = {
     "home": {"type": "path", "required": True},
     "digest": {"type": "str", "required": True},
-    "archive": {"type": "path", "required": True},
-    "app": {"type": "str", "required": True},
-    "user": {"type": "str", "required": True},
+    "archive": {"type": "path"},
+    "app": {"type": "str"},
+    "user": {"type": "str"},
     "environment": {"type": "dict", "default": {}, "no_log": True},
+    "stop_timeout": {"type": "int", "default": 120},
+    "back": {"type": "bool", "default": False},
     "python": {"type": "path", "default": "/usr/bin/python3"},
     "keep": {"type": "int", "default": 2},
 }
 
 
 def main():
-    module = AnsibleModule(SPEC, supports_check_mode=True)
+    module = AnsibleModule(
+        SPEC, supports_check_mode=True, required_if=[("back", False, ("archive", "app", "user"), False)]
+    )
     # The workers' user is to read what root makes, on a hardened host too.
     os.umask(0o022)
     given = module.params
@@ -103,10 +114,18 @@ def main():
     try:
         if not module.check_mode:
             environment = {name: str(value) for name, value in given["environment"].items()}
-            if present:
-                confirm(home, digest, given["app"], given["user"], environment)
+            settings = None
+            if given["back"] and not present:
+                raise ReleaseError(f"it is not on this host, whose current release is {before}")
+            if given["back"]:
+                pass
+            elif present:
+                settings = confirm(home, digest, given["app"], given["user"], environment)
             else:
-                install(home, digest, Path(given["archive"]), given["python"], given["app"], given["user"], environment)
+                archive = Path(given["archive"])
+                settings = install(home, digest, archive, given["python"], given["app"], given["user"], environment)
+            for risk in risks(settings, given["stop_timeout"]) if settings else []:
+                module.warn(f"{given['app']}: {risk}")
             if before != digest or not present:
                 activate(home, digest, given["keep"])
     except (ReleaseError, OSError) as error:

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: celery_ping
-short_description: Waits until the workers of a host answer Celery's ping
+short_description: Waits until the workers of a host answer, and take a task
 version_added: "0.1.0"
 author: the plimsoll contributors
 description:
-  - A unit that is active has a process; a worker that answers a ping has its broker and its event loop too.
+  - A unit that is active has a process; a worker that answers remote control has its broker and its event loop too; and
+    one that took a task has a pool that works. A worker that has had no task since its start gets one that every
+    application has (C(celery.accumulate), which does nothing), through a queue of its own for the time.
 options:
   home:
     description: Directory of the releases; the ping runs in the current one.
@@ -40,14 +42,14 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Only asks.
+    description: Asks, and sends the task.
   diff_mode:
     support: none
     description: Changes nothing.
 """
 
 EXAMPLES = r"""
-- name: Wait until the workers answer
+- name: Wait until the workers answer and take a task
   celery_ping:
     home: /opt/celery
     app: shop
@@ -62,7 +64,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.plimsoll.release import ReleaseError, ping
+from ..module_utils.plimsoll.release import ReleaseError, check
 
 SPEC = {
     "home": {"type": "path", "required": True},
@@ -89,12 +91,14 @@ def main():
     environment = {name: str(value) for name, value in given["environment"].items()}
     release = Path(given["home"], "current")
     try:
-        silent = ping(release, given["app"], given["user"], environment, given["workers"], given["timeout"])
+        silent, idle = check(release, given["app"], given["user"], environment, given["workers"], given["timeout"])
     except (ReleaseError, OSError) as error:
         module.fail_json(msg=f"the workers could not be asked: {error}")
-    if silent:
-        said = "\n".join(journal(worker) for worker in silent)
-        module.fail_json(msg=f"no answer within {given['timeout']} s from {', '.join(silent)}\n{said}")
+    if silent or idle:
+        what = [f"no answer within {given['timeout']} s from {', '.join(silent)}"] if silent else []
+        what += [f"no task taken within {given['timeout']} s by {', '.join(idle)}, which answers"] if idle else []
+        said = "\n".join(journal(worker) for worker in [*silent, *idle])
+        module.fail_json(msg=f"{'; '.join(what)}\n{said}")
     module.exit_json(changed=False)
 
 

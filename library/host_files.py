@@ -56,6 +56,14 @@ options:
         key makes systemd only warn.
     type: bool
     default: true
+  backup:
+    description:
+      - A file, for root alone, that keeps what this run replaces, for O(restore). What it kept before is gone,
+        also where nothing is replaced.
+    type: path
+  restore:
+    description: A O(backup), whose files are put back instead of O(files) and O(secret_files) being written.
+    type: path
 attributes:
   check_mode:
     support: full
@@ -93,7 +101,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.plimsoll.hostfiles import Entry, fragment, plan, read, unit_of, write
+from ..module_utils.plimsoll.hostfiles import Entry, fragment, load, plan, read, save, unit_of, write
 
 ENTRY = {
     "path": {"type": "path", "required": True},
@@ -108,6 +116,8 @@ SPEC = {
     "files": {"type": "list", "elements": "dict", "default": [], "options": ENTRY},
     "secret_files": {"type": "list", "elements": "dict", "default": [], "options": SECRET_ENTRY, "no_log": False},
     "verify_units": {"type": "bool", "default": True},
+    "backup": {"type": "path"},
+    "restore": {"type": "path"},
 }
 
 
@@ -152,21 +162,29 @@ def complaints(entries):
 
 
 def main():
-    module = AnsibleModule(SPEC, supports_check_mode=True)
+    module = AnsibleModule(SPEC, supports_check_mode=True, mutually_exclusive=[("restore", "backup")])
     # Of folders above a file: services that are not root read below them, on a hardened host too.
     os.umask(0o022)
+    done = []
     try:
         desired = [entry(item, False) for item in module.params["files"]]
         desired += [entry(item, True) for item in module.params["secret_files"]]
+        if module.params["restore"]:
+            desired = load(Path(module.params["restore"]))
         changes = plan(desired, [read(item.path) for item in desired])
+        if module.params["backup"] and not module.check_mode:
+            save(Path(module.params["backup"]), changes)
         if changes and not module.check_mode:
             touched = [change.after for change in changes if unit_of(change.after.path)]
-            if module.params["verify_units"] and touched and (said := complaints(desired)):
+            # What ran is put back as it was, whatever is to be said of it.
+            verify = module.params["verify_units"] and not module.params["restore"]
+            if verify and touched and (said := complaints(desired)):
                 module.fail_json(msg=f"systemd-analyze verify refuses these units, nothing was written:\n{said}")
             for change in changes:
                 write(change.after)
+                done.append(change.after.path)
     except (OSError, ValueError) as error:
-        module.fail_json(msg=f"host_files: {error}")
+        module.fail_json(msg=f"host_files: {error}", changed=bool(done), paths=done)
     module.exit_json(
         changed=bool(changes),
         paths=[change.after.path for change in changes],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import grp
+import json
 import os
 import pwd
 import stat
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .files import whole
+from .files import whole, write_whole
 
 HIDDEN = "(content hidden: secret)\n"
 KINDS = {
@@ -112,7 +113,9 @@ def _group(gid: int) -> str:
 
 def _ids(entry: Entry) -> tuple[int, int]:
     try:
-        return pwd.getpwnam(entry.owner).pw_uid, grp.getgrnam(entry.group).gr_gid
+        # Where an id has no name, read() gives the number.
+        uid = int(entry.owner) if entry.owner.isdigit() else pwd.getpwnam(entry.owner).pw_uid
+        return uid, int(entry.group) if entry.group.isdigit() else grp.getgrnam(entry.group).gr_gid
     except KeyError as error:
         raise ValueError(f"{entry.path}: no such owner or group on this host: {error.args[0]}") from None
 
@@ -133,6 +136,33 @@ def write(entry: Entry) -> None:
     with whole(path, entry.mode) as file:
         file.write(entry.content.encode(errors="surrogateescape"))
         os.fchown(file.fileno(), uid, gid)
+
+
+def save(backup: Path, changes: Sequence[Change]) -> None:
+    """Keep what changes is about to replace, for load(). Secrets are in it: root alone reads it. Raises OSError.
+
+    A directory that is made stays: others may have put something in it.
+    """
+    backup.parent.mkdir(parents=True, exist_ok=True)
+    kept = [one for one in changes if (one.before.state, one.after.state) != ("absent", "directory")]
+    entries = [dataclasses.asdict(dataclasses.replace(one.before, secret=one.after.secret)) for one in kept]
+    write_whole(backup, json.dumps(entries), 0o600)
+
+
+def load(backup: Path) -> list[Entry]:
+    """The entries that save() kept. Raises OSError, and ValueError where the file is no such backup."""
+    try:
+        entries = [Entry(**one) for one in json.loads(backup.read_text())]
+        if not all(
+            one.state in KINDS
+            and isinstance(one.mode, int)
+            and all(isinstance(text, str) for text in (one.path, one.content, one.owner, one.group))
+            for one in entries
+        ):
+            raise ValueError
+        return entries
+    except (ValueError, TypeError):
+        raise ValueError(f"{backup} is no backup that can be read; put its files right by hand") from None
 
 
 def unit_of(path: str) -> str | None:

@@ -8,20 +8,25 @@ was imported (name of the application, user, environment).
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
+import json
+import lzma
 import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .files import whole, write_whole
 
@@ -31,23 +36,68 @@ SKIPPED = {"__pycache__", ".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytes
 GLIBC_MINORS = (36, 35, 34, 31, 28, 27, 26, 24, 17, 12, 5)
 _INCLUDES = re.compile(r"\s*(-r|-c|-e|--requirement|--constraint|--editable)\b")
 
-FIND_APP = """
+# What an application prints as it is imported is not for us: our own answer comes on a line of its own behind this.
+ANSWER = "plimsoll answer: "
+FIND_APP = f"""
+import json
 import sys
 sys.path.insert(0, ".")
 from celery.app.utils import find_app
 app = find_app(sys.argv[1])
+def answer(data):
+    # Not to what the application may have put in the place of stdout.
+    print("\\n{ANSWER}" + json.dumps(data, default=str, skipkeys=True), file=sys.__stdout__, flush=True)
 """
+SETTINGS = (
+    FIND_APP
+    + """
+names = ("task_acks_late", "task_reject_on_worker_lost", "broker_transport_options")
+url = app.conf.broker_url or ""
+first = str(url[0] if isinstance(url, (list, tuple)) else url)
+# Without the password that an URL has in it.
+answer({**{name: app.conf.get(name) for name in names}, "transport": first.partition(":")[0]})
+"""
+)
 # One process asks again and again: importing Celery anew for each question would cost more than the worker's own start.
-PING = (
+# A worker that has had no task since its start gets one that every application has, and which does nothing, through a
+# queue that it alone consumes for the time.
+CHECK = (
     FIND_APP
     + """
 import time
-deadline, wanted, seen = time.monotonic() + float(sys.argv[2]), set(sys.argv[3:]), set()
-while seen != wanted and time.monotonic() < deadline:
-    seen |= set(app.control.inspect(timeout=2, destination=sorted(wanted - seen)).ping() or {})
-print(*sorted(seen))
+deadline, wanted, seen, took, asked = time.monotonic() + float(sys.argv[2]), set(sys.argv[3:]), set(), set(), set()
+try:
+    while took != wanted and time.monotonic() < deadline:
+        stats = app.control.inspect(timeout=2, destination=sorted(wanted - took)).stats() or {}
+        for node, one in stats.items():
+            seen.add(node)
+            if sum(one["total"].values()):
+                took.add(node)
+            elif node not in asked:
+                asked.add(node)
+                queue = "plimsoll.check." + node
+                app.control.add_consumer(queue, destination=[node], reply=True, timeout=5)
+                # Declared as the worker does, whatever the application says of queues that it does not know.
+                app.amqp.queues.add_compat(queue, exchange=queue, exchange_type="direct")
+                app.send_task("celery.accumulate", queue=queue, expires=float(sys.argv[2]), ignore_result=True)
+        if took != wanted:
+            time.sleep(0.5)
+finally:
+    for node in asked:
+        queue = "plimsoll.check." + node
+        app.control.cancel_consumer(queue, destination=[node], reply=True, timeout=5)
+        if queue in app.amqp.queues:
+            with app.connection_for_write() as connection:
+                bound = app.amqp.queues[queue](connection.default_channel)
+                # Of Redis, kombu deletes what this very connection has declared, and nothing else.
+                bound.declare()
+                bound.delete()
+                bound.exchange.delete()
+answer({"answered": sorted(seen), "took": sorted(took)})
 """
 )
+# Celery's default, in seconds, where an application says nothing.
+VISIBILITY_TIMEOUT_S = 3600
 
 
 class ReleaseError(Exception):
@@ -59,7 +109,7 @@ def members(source: Path) -> list[tuple[str, Path]]:
     if source.is_file() and source.suffix == ".whl":
         return [(source.name, source)]
     if not source.is_dir():
-        raise ReleaseError(f"{source}: neither a directory nor a .whl; set celery_worker_source")
+        raise ReleaseError(f"{source}: no directory, .whl or archive; set celery_worker_source")
     found = [
         (str(file.relative_to(source)), file)
         for file in source.rglob("*")
@@ -68,6 +118,65 @@ def members(source: Path) -> list[tuple[str, Path]]:
     if not found:
         raise ReleaseError(f"{source}: the directory holds no file")
     return sorted(found)
+
+
+@contextlib.contextmanager
+def opened(source: Path) -> Iterator[Path]:
+    """The source as a directory or wheel: an archive, as `git archive` makes it, is unpacked for the time.
+
+    Raises ReleaseError where it is damaged or holds something that would land elsewhere.
+    """
+    if not source.is_file() or source.suffix == ".whl":
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            if zipfile.is_zipfile(source):
+                _unzip(source, Path(scratch))
+            else:
+                with tarfile.open(source) as packed:
+                    # No absolute names, links to outside and devices; Python before 3.11.4 has no such filter.
+                    packed.extraction_filter = getattr(tarfile, "data_filter", None)
+                    packed.extractall(scratch)  # noqa: S202 - by the filter
+                    # tarfile takes a damaged header for the end; gzip compares its checksum only at its own.
+                    assert packed.fileobj is not None
+                    packed.fileobj.seek(packed.offset)
+                    while rest := packed.fileobj.read(1 << 20):
+                        if rest.strip(b"\0"):
+                            raise tarfile.ReadError("a damaged header")
+        # RuntimeError is zipfile's for a password, and for a method of compression that it does not know.
+        except (
+            tarfile.TarError,
+            zipfile.BadZipFile,
+            RuntimeError,
+            EOFError,
+            zlib.error,
+            lzma.LZMAError,
+            OSError,
+        ) as error:
+            said = str(error).partition("\n")[0].rstrip(":")
+            raise ReleaseError(
+                f"{source}: no wheel, and no tar or zip archive to be unpacked ({said}); set celery_worker_source to"
+                " a directory, a .whl, or what git archive makes"
+            ) from None
+        if not any(path.is_file() for path in Path(scratch).rglob("*")):
+            raise ReleaseError(f"{source}: the archive holds no file")
+        yield Path(scratch)
+
+
+def _unzip(source: Path, target: Path) -> None:
+    """With the executable bit, and links that git put in; zipfile itself makes plain files inside of target alone."""
+    with zipfile.ZipFile(source) as packed:
+        for member in packed.infolist():
+            mode, made = member.external_attr >> 16, Path(packed.extract(member, target))
+            if stat.S_ISLNK(mode):
+                link = made.read_text()
+                if not (made.parent / link).resolve().is_relative_to(target.resolve()):
+                    raise zipfile.BadZipFile(f"{member.filename} is a link to outside of it")
+                made.unlink()
+                made.symlink_to(link)
+            elif mode & 0o100 and made.is_file():
+                made.chmod(0o755)
 
 
 def read_requirements(path: Path) -> str:
@@ -183,10 +292,10 @@ def current(home: Path) -> str | None:
 
 def install(
     home: Path, name: str, archive: Path, python: str, app: str, user: str, environment: dict[str, str]
-) -> None:
+) -> dict[str, Any]:
     """Unpack, make the venv, import the application as its user; the release is complete then, and not yet current.
 
-    Raises ReleaseError, after which the next call starts over.
+    The application's settings, as check_import() gives them. Raises ReleaseError; the next call starts over then.
     """
     release = home / "releases" / name
     shutil.rmtree(release, ignore_errors=True)
@@ -213,20 +322,23 @@ def install(
     venv_python = str(release / "venv" / "bin" / "python")
     # The worker's user cannot write there, so that the application is compiled now or at every start.
     _run("compiling the application", [venv_python, "-m", "compileall", "-q", str(release / "app")])
-    check_import(release, app, user, environment)
+    settings = check_import(release, app, user, environment)
     _mark(release, _asked(app, user, environment))
+    return settings
 
 
-def confirm(home: Path, name: str, app: str, user: str, environment: dict[str, str]) -> None:
-    """Import the application in a release that is there, unless it was so imported before. Raises ReleaseError.
+def confirm(home: Path, name: str, app: str, user: str, environment: dict[str, str]) -> dict[str, Any] | None:
+    """Import the application in a release that is there, unless it was so imported before: None then.
 
-    A release may be there whole, and yet hold no application of a name that was mistyped since.
+    A release may be there whole, and yet hold no application of a name that was mistyped since. Raises ReleaseError.
     """
     release = home / "releases" / name
     asked = _asked(app, user, environment)
-    if (release / ".complete").read_text() != asked:
-        check_import(release, app, user, environment)
-        _mark(release, asked)
+    if (release / ".complete").read_text() == asked:
+        return None
+    settings = check_import(release, app, user, environment)
+    _mark(release, asked)
+    return settings
 
 
 def _asked(app: str, user: str, environment: dict[str, str]) -> str:
@@ -271,11 +383,48 @@ def run_in_release(
     )
 
 
-def check_import(release: Path, app: str, user: str, environment: dict[str, str]) -> None:
-    """Find the Celery application as `celery --app` does. Raises ReleaseError with the exception and its place."""
-    ran = run_in_release(release, user, environment, FIND_APP, app)
+def check_import(release: Path, app: str, user: str, environment: dict[str, str]) -> dict[str, Any]:
+    """Find the Celery application as `celery --app` does; its settings for risks().
+
+    Raises ReleaseError with the exception and its place.
+    """
+    ran = run_in_release(release, user, environment, SETTINGS, app)
     if ran.returncode:
         raise ReleaseError(f"celery_worker_app '{app}' does not import: {_reason(ran.stderr, release / 'app')}")
+    return _answer(ran.stdout)
+
+
+def _answer(said: str) -> dict[str, Any]:
+    if ANSWER not in said:
+        raise ReleaseError("the application ended the process as it was imported, or closed its output")
+    found: dict[str, Any] = json.loads(said.rpartition(ANSWER)[2].partition("\n")[0])
+    return found
+
+
+def risks(settings: Mapping[str, Any], stop_timeout: int) -> list[str]:
+    """What of an application's settings can lose a task or do it twice, a sentence each. stop_timeout in seconds.
+
+    Celery's defaults fit none of the faults that a unit with limits is made for; whether a task may run twice is for
+    the application to say, so nothing is set in its place.
+    """
+    found = []
+    if not settings.get("task_acks_late"):
+        found.append(
+            "task_acks_late is off: a task is lost whose worker is killed as it runs. Set it where tasks may run twice"
+        )
+    elif not settings.get("task_reject_on_worker_lost"):
+        found.append(
+            "task_reject_on_worker_lost is off: a task whose child is killed at MemoryMax is lost in spite of acks_late"
+        )
+    options = settings.get("broker_transport_options") or {}
+    visible = options.get("visibility_timeout", VISIBILITY_TIMEOUT_S)
+    redis = str(settings.get("transport", "")).startswith(("redis", "sentinel"))
+    if redis and settings.get("task_acks_late") and isinstance(visible, (int, float)) and visible <= stop_timeout:
+        found.append(
+            f"visibility_timeout ({visible} s) is not above celery_worker_stop_timeout ({stop_timeout} s): Redis gives"
+            " a task that takes that long to a second worker"
+        )
+    return found
 
 
 def _reason(said: str, ours: Path) -> str:
@@ -293,19 +442,22 @@ def _reason(said: str, ours: Path) -> str:
     return f"{' '.join(line.strip() for line in lines[start:])[:400]}{place}"
 
 
-def ping(
+def check(
     release: Path, app: str, user: str, environment: dict[str, str], names: Sequence[str], timeout: int
-) -> list[str]:
-    """Wait until the named workers of this host answer Celery's ping; those that did not within timeout seconds.
+) -> tuple[list[str], list[str]]:
+    """Wait until the named workers of this host answer remote control and have taken a task since they started.
 
-    Raises ReleaseError when the application cannot reach its broker or does not import.
+    (those that did not answer, those that answered and took none) within timeout seconds. Raises ReleaseError when the
+    application cannot reach its broker or does not import.
     """
     wanted = [f"{name}@{socket.gethostname()}" for name in names]
-    ran = run_in_release(release, user, environment, PING, app, str(timeout), *wanted)
+    ran = run_in_release(release, user, environment, CHECK, app, str(timeout), *wanted)
     if ran.returncode:
-        raise ReleaseError((ran.stderr.strip().splitlines() or ["ping failed"])[-1])
-    answered = set(ran.stdout.split())
-    return [name for name, node in zip(names, wanted) if node not in answered]
+        raise ReleaseError((ran.stderr.strip().splitlines() or ["asking them failed"])[-1])
+    said = _answer(ran.stdout)
+    by_node = dict(zip(wanted, names))
+    silent = [by_node[node] for node in wanted if node not in said["answered"]]
+    return silent, [by_node[node] for node in wanted if node in said["answered"] and node not in said["took"]]
 
 
 def activate(home: Path, name: str, keep: int) -> None:

@@ -18,6 +18,19 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".venv" / "bin"
 # Read by systemd from the environment file, and to reach the worker as it is.
 ODD = 'a "b" \\ $HOME `c` %d \\n'
+# Seconds and not minutes until a fault is dealt with.
+SETTINGS = {
+    "celery_worker_environment": {"ODD": ODD, "BOXOFFICE_VISIBILITY_TIMEOUT": "30"},
+    "celery_worker_stop_timeout": 25,
+    "celery_worker_watchdog": 20,
+    "rss_sampler_guard_interval": 2,
+    "rss_sampler_guard_sustain": 6,
+}
+# A Python of the application as its workers have it.
+IN_APP = (
+    "systemd-run --quiet --pipe --wait --collect --uid=celery --working-directory=/opt/celery/current/app"
+    " --property=EnvironmentFile=/etc/celery/environment /opt/celery/current/venv/bin/python"
+)
 RECAP = re.compile(r"^(\S+) +: ok=(\d+) +changed=(\d+) +unreachable=(\d+) +failed=(\d+)", re.MULTILINE)
 
 
@@ -45,8 +58,7 @@ class Fleet:
         plugin = self.inventory / "linode_fleet.yml"
         declared = yaml.safe_load(plugin.read_text())
         plugin.write_text(yaml.safe_dump({**declared, "known_hosts": str(home / "lab" / "controller" / "known_hosts")}))
-        odd = {"celery_worker_environment": {"ODD": ODD}}
-        (self.inventory / "group_vars" / "linode_fleet.yml").open("a").write(yaml.safe_dump(odd))
+        (self.inventory / "group_vars" / "linode_fleet.yml").open("a").write(yaml.safe_dump(SETTINGS))
         # A host that is down comes first, so that whatever runs once runs in spite of it.
         self.ghost = home / "ghost.yml"
         self.ghost.write_text("celery_workers: {hosts: {ghost: {ansible_host: 127.18.255.254, ansible_user: root}}}\n")

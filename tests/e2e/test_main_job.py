@@ -7,7 +7,7 @@ import re
 import time
 from pathlib import Path
 
-from .lab_fleet import ODD, Fleet
+from .lab_fleet import IN_APP, ODD, Fleet
 
 TASKS = Path(__file__).resolve().parents[1] / "lab" / "app" / "boxoffice" / "tasks.py"
 # More than a worker takes at a time, so that some are running, some taken, and some waiting when it is drained.
@@ -35,7 +35,8 @@ def test_provision_boots_two_machines_that_are_known_by_their_keys(fleet: Fleet)
 def test_check_mode_of_deploy_passes_on_bare_hosts(fleet: Fleet) -> None:
     ran = fleet.play("deploy", "--check")
     assert ran.code == 0, ran.output
-    assert all(changed and not failed for changed, failed in ran.recap.values())
+    changed_and_failed = {host: result for host, result in ran.recap.items() if host != "localhost"}
+    assert all(changed and not failed for changed, failed in changed_and_failed.values())
     assert "celery-worker@" not in fleet.on("demo-2", "ls /etc/systemd/system")
 
 
@@ -58,13 +59,7 @@ def test_the_environment_reaches_the_worker_as_it_was_declared(fleet: Fleet) -> 
 
 
 def test_a_peak_shows_the_leaking_worker_its_task_and_its_line(fleet: Fleet) -> None:
-    release = "/opt/celery/current"
-    peak = (
-        f"systemd-run --quiet --pipe --wait --collect --uid=celery --working-directory={release}/app"
-        " --property=EnvironmentFile=/etc/celery/environment"
-        f" {release}/venv/bin/python -m boxoffice.peak --seconds 60"
-    )
-    assert "done: 720 events sent" in fleet.on("demo-1", peak)
+    assert "done: 720 events sent" in fleet.on("demo-1", f"{IN_APP} -m boxoffice.peak --seconds 60")
     ran = fleet.play("collect", ghost=True)
     assert ran.code == 0, ran.output
     found = fleet.findings()
@@ -76,7 +71,7 @@ def test_a_peak_shows_the_leaking_worker_its_task_and_its_line(fleet: Fleet) -> 
     assert 0 < leaks["growth_low"] <= leaks["growth_kb_per_hour"] <= leaks["growth_high"]
     assert 0.5 < leaks["growth_kb_per_hour"] / (300_000 / 1024 * 4 * 3600) < 2
     assert 0 < leaks["hours_to_memory_max"] < 1
-    line = next(at for at, text in enumerate(TASKS.read_text().splitlines(), 1) if "_seen[f" in text)
+    line = next(at for at, text in enumerate(TASKS.read_text().splitlines(), 1) if '_seen[f"ticket' in text)
     culprit = leaks["culprits"][0]
     assert (culprit["task"], culprit["line"]) == ("boxoffice.tasks.scan_ticket", line)
     assert culprit["file"].endswith("boxoffice/tasks.py") and leaks["leak_class"] == "python_objects"
@@ -117,15 +112,11 @@ def test_a_restart_that_an_earlier_run_owed_is_made_up_for(fleet: Fleet) -> None
     fleet.on("demo-2", "touch /etc/celery/environment")
     ran = fleet.play("deploy", "--limit=demo-2", "--tags=celery_worker")
     assert ran.code == 0 and ran.recap["demo-2"][0] == 1, ran.output
-    assert "RUNNING HANDLER [celery_worker : Wait until the workers answer]" in ran.output
+    assert "TASK [celery_worker : Wait until the workers answer and take a task]" in ran.output
 
 
 def test_a_host_is_replaced_without_losing_a_task_and_its_worker_comes_back(fleet: Fleet) -> None:
-    in_app = (
-        "systemd-run --quiet --pipe --wait --collect --uid=celery --working-directory=/opt/celery/current/app"
-        " --property=EnvironmentFile=/etc/celery/environment /opt/celery/current/venv/bin/python -c"
-    )
-    send = f"{in_app} 'from boxoffice.tasks import close_gate; [close_gate.delay(5) for _ in range({TASKS_SENT})]'"
+    send = f"{IN_APP} -c 'from boxoffice.tasks import close_gate; [close_gate.delay(5) for _ in range({TASKS_SENT})]'"
     broker = "from boxoffice.tasks import *; print(app.connection_for_write().default_channel.client.get(CLOSED))"
     address = fleet.addresses()["demo-2"]
     change = {
@@ -136,15 +127,15 @@ def test_a_host_is_replaced_without_losing_a_task_and_its_worker_comes_back(flee
     fleet.on("demo-1", send)
     ran = fleet.play("provision", "--extra-vars", json.dumps(change))
     assert ran.code == 0, ran.output
-    assert "RUNNING HANDLER [celery_worker : Wait until the workers answer]" in ran.output
+    assert "TASK [celery_worker : Wait until the workers answer and take a task]" in ran.output
     # Another machine at another address, and the same key: this login was checked against it.
     assert fleet.addresses()["demo-2"] != address
     assert "active" in fleet.on("demo-2", "ls /root/replaced && systemctl is-active celery-worker@gate")
     for _ in range(30):
-        if int(re.findall(r"\d+", fleet.on("demo-1", f'{in_app} "{broker}"'))[-1]) >= TASKS_SENT:
+        if int(re.findall(r"\d+", fleet.on("demo-1", f'{IN_APP} -c "{broker}"'))[-1]) >= TASKS_SENT:
             break
         time.sleep(2)
     time.sleep(6)  # as long as one that is done twice would take
-    assert int(re.findall(r"\d+", fleet.on("demo-1", f'{in_app} "{broker}"'))[-1]) == TASKS_SENT
+    assert int(re.findall(r"\d+", fleet.on("demo-1", f'{IN_APP} -c "{broker}"'))[-1]) == TASKS_SENT
     again = fleet.play("provision", "--extra-vars", json.dumps(change))
     assert {changed for changed, _ in again.recap.values()} == {0}, again.output

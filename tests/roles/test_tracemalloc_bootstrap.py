@@ -1,4 +1,4 @@
-"""The bootstrap in a real Celery worker, loaded by the environment of the drop-in and by nothing else."""
+"""The bootstrap in a real Celery worker, loaded by the environment of its unit and drop-in and by nothing else."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from celery import Celery
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles" / "tracemalloc_bootstrap"
+WORKERS = ROOT / "roles" / "celery_worker"
+SERVICE = ROOT / "templates" / "celery_worker" / "celery-worker@.service.j2"
 DROPIN = ROOT / "templates" / "tracemalloc_bootstrap" / "50-plimsoll-trace.conf.j2"
 UNIT = "celery-worker@shop.service"
 LEAKED_KB = 100_000 / 1024
@@ -52,7 +54,7 @@ def clean():
 @app.task(name="shop.look")
 def look():
     seen = {
-        "loaded": "plimsoll_bootstrap" in sys.modules,
+        "loaded": {"plimsoll_bootstrap", "plimsoll_notify"} <= set(sys.modules),
         "receivers": repr([one.receivers for one in (signals.task_prerun, signals.task_postrun)]),
         "tracing": tracemalloc.is_tracing(),
     }
@@ -61,17 +63,23 @@ def look():
 """
 
 
-def dropin_environment(tmp_path: Path, **variables: Any) -> dict[str, str]:
-    """The environment as the drop-in sets it, but for the folders and the role's variables that are given."""
-    known = yaml.safe_load((ROLE / "defaults/main.yml").read_text()) | variables
+def unit_environment(tmp_path: Path, **variables: Any) -> dict[str, str]:
+    """The environment as unit and drop-in set it, but for the folders and the variables of roles that are given."""
+    known = {}
+    for role in (WORKERS, ROLE):
+        known |= yaml.safe_load((role / "defaults/main.yml").read_text())
+    known |= variables
     moved = {
-        "/opt/plimsoll/bootstrap": str(ROLE / "files"),
+        # The modules of both roles are in it.
+        "/opt/plimsoll/bootstrap": f"{WORKERS / 'files'}{os.pathsep}{ROLE / 'files'}",
         "/var/log/plimsoll/trace": str(tmp_path / "trace"),
         "/run/plimsoll/tasks": str(tmp_path / "tasks"),
         "%n": UNIT,
     }
     found = {}
-    for name, value in re.findall(r"^Environment=(\w+)=(.*)$", DROPIN.read_text(), re.MULTILINE):
+    # The drop-in comes after the unit, and what it sets again is what counts.
+    text = f"{SERVICE.read_text()}\n{DROPIN.read_text()}"
+    for name, value in re.findall(r"^Environment=(\w+)=(.*)$", text, re.MULTILINE):
         variable = re.fullmatch(r"\{\{ (\w+).* \}\}", value)
         found[name] = str(known[variable[1]]) if variable else moved.get(value, value)
     return found
@@ -104,7 +112,7 @@ class Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *command, *quiet],
                 cwd=folder,
-                env=inherited | dropin_environment(folder, **variables),
+                env=inherited | unit_environment(folder, **variables),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -221,7 +229,7 @@ def test_a_worker_that_leaks_says_in_which_task_and_line(
     assert (int(counter.name) == worker.process.pid) == (pool != "prefork")
     assert not counter.exists(), "a process that ends takes its count away"
     assert worker.process.returncode == 0
-    assert "plimsoll_bootstrap:" not in worker.log()
+    assert "plimsoll_bootstrap:" not in worker.log() and "plimsoll_notify:" not in worker.log()
 
 
 def test_off_is_off(start: Callable[..., Worker]) -> None:
@@ -232,6 +240,6 @@ def test_off_is_off(start: Callable[..., Worker]) -> None:
     looked = json.loads((worker.folder / "looked.json").read_text())
     worker.stop()
     assert looked["loaded"] and not looked["tracing"]
-    assert "plimsoll" not in looked["receivers"]
+    assert "plimsoll_bootstrap" not in looked["receivers"]
     assert list((worker.folder / "trace").iterdir()) == list((worker.folder / "tasks").iterdir()) == []
-    assert "plimsoll_bootstrap:" not in worker.log()
+    assert "plimsoll_bootstrap:" not in worker.log() and "plimsoll_notify:" not in worker.log()

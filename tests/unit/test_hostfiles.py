@@ -15,7 +15,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 from as_shipped.library import host_files
 from plimsoll import hostfiles
-from plimsoll.hostfiles import Change, Entry, fragment, plan, read, unit_of, write
+from plimsoll.hostfiles import Change, Entry, fragment, load, plan, read, save, unit_of, write
 
 SECRET = "hunter2-hunter2"
 OWNER = pwd.getpwuid(os.getuid()).pw_name
@@ -212,3 +212,206 @@ def test_a_path_belongs_to_a_unit_and_a_unit_to_the_file_that_defines_it(path: s
 def test_other_paths_belong_to_no_unit() -> None:
     assert unit_of("/etc/celery/environment") is None
     assert unit_of("/etc/systemd/system.conf") is None
+
+
+# ---- going back ----
+
+
+def state(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """All files below a folder, with contents and modes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mode & 0o7777) for path in files}
+
+
+def wanted(path: Path, content: str = "", **more: str) -> dict[str, str]:
+    return {"path": str(path), "content": content, "owner": OWNER, "group": GROUP, **more}
+
+
+def test_a_backup_keeps_what_was_there_to_the_byte(tmp_path: Path) -> None:
+    contents = [
+        b"text\n",
+        "ü €\n".encode(),
+        b"",
+        b"\xff\x00\xfe",
+        "\U0001f600".encode() + b"\xff\xed\xa0\x80",
+        b"\r\n\\u",
+    ]
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number}").write_bytes(content)
+    desired = [entry(tmp_path / f"{number}", content="new", mode=0o600) for number in range(len(contents))]
+    desired.append(entry(tmp_path / "made", content="new"))
+    planned = changes(*desired)
+    assert len(planned) == len(desired)
+    save(tmp_path / "keep/backup", planned)
+    assert load(tmp_path / "keep/backup") == [change.before for change in planned]
+
+
+def test_a_backup_is_for_root_alone_from_its_first_byte_on(tmp_path: Path, monkeypatch: Any) -> None:
+    write(entry(tmp_path / "environment", content=SECRET, mode=0o600))
+    planned = changes(entry(tmp_path / "environment", content="new", mode=0o600, secret=True))
+    backup = tmp_path / "backup"
+    backup.write_text("")
+    backup.chmod(0o644)
+    seen: list[int] = []
+    fsync = os.fsync
+    monkeypatch.setattr(hostfiles.os, "fsync", lambda at: (seen.append(os.fstat(at).st_mode & 0o777), fsync(at)))
+    before = os.umask(0)
+    try:
+        save(backup, planned)
+    finally:
+        os.umask(before)
+    assert (seen, backup.stat().st_mode & 0o777) == ([0o600], 0o600)
+    assert [found.secret for found in load(backup)] == [True]
+
+
+def test_a_run_that_is_undone_leaves_every_file_as_it_was(tmp_path: Path, capsys: Any) -> None:
+    etc, backup = tmp_path / "etc", tmp_path / "backup"
+    etc.mkdir()
+    (etc / "changed").write_bytes(b"old \xff\n")
+    (etc / "changed").chmod(0o640)
+    for name in ("gone", "same", "mode"):
+        (etc / name).write_text(f"{name}\n")
+    (etc / "environment").write_text(f"old {SECRET}\n")
+    (etc / "environment").chmod(0o600)
+    before = state(etc)
+
+    files = [
+        wanted(etc / "changed", "new\n"),
+        wanted(etc / "gone", state="absent"),
+        wanted(etc / "same", "same\n"),
+        wanted(etc / "mode", "mode\n", mode="0600"),
+        wanted(etc / "made", "new\n"),
+        wanted(etc / "deep/er/made", "new\n"),
+    ]
+    secret = [wanted(etc / "environment", f"new {SECRET}\n", mode="0600")]
+    done = run(capsys, files=files, secret_files=secret, backup=str(backup))
+    assert len(done["paths"]) == 6
+    assert (etc / "made").exists() and not (etc / "gone").exists()
+
+    planned = run(capsys, check=True, restore=str(backup))
+    assert planned["changed"] and (etc / "made").exists()
+    undone = run(capsys, restore=str(backup))
+    assert undone["paths"] == planned["paths"] == done["paths"]
+    assert state(etc) == before
+    for result in (done, planned, undone):
+        assert SECRET not in json.dumps(result)
+    # Its contents are told to have changed, and those of the others are shown.
+    assert "changed, hidden" in json.dumps(undone["diff"])
+    assert "old \ufffd" in undone["diff"][0]["after"]
+    again = run(capsys, restore=str(backup))
+    assert not again["changed"] and state(etc) == before
+
+
+def test_a_file_is_put_back_with_its_owner(tmp_path: Path, capsys: Any) -> None:
+    if os.getuid():
+        pytest.skip("only root can give a file away")
+    path, backup = tmp_path / "a", tmp_path / "backup"
+    path.write_text("old")
+    nobody, nogroup = pwd.getpwnam("nobody").pw_uid, grp.getgrnam("nogroup").gr_gid
+    os.chown(path, nobody, nogroup)
+    run(capsys, files=[wanted(path, "new")], backup=str(backup))
+    assert path.stat().st_uid == 0
+    run(capsys, restore=str(backup))
+    assert (path.stat().st_uid, path.stat().st_gid, path.read_text()) == (nobody, nogroup, "old")
+
+
+def test_check_mode_writes_no_backup(tmp_path: Path, capsys: Any) -> None:
+    assert run(capsys, check=True, files=[wanted(tmp_path / "a", "new")], backup=str(tmp_path / "keep/b"))["changed"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_replaces_nothing_has_nothing_to_go_back_to(tmp_path: Path, capsys: Any) -> None:
+    """What an earlier run replaced must not come back over what is there since."""
+    backup, files = str(tmp_path / "backup"), [wanted(tmp_path / "a", "new")]
+    assert run(capsys, files=files, backup=backup)["changed"]
+    assert not run(capsys, files=files, backup=backup)["changed"]
+    restored = run(capsys, restore=backup)
+    assert not restored["changed"] and (tmp_path / "a").read_text() == "new"
+
+
+def test_a_backup_that_cannot_be_written_stops_the_run_before_it_changes_anything(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").write_text("")
+    told = run(capsys, files=[wanted(tmp_path / "a", "new")], backup=str(tmp_path / "file/backup"))
+    assert told["failed"] and not (tmp_path / "a").exists()
+
+
+ENTRIES = [dataclasses.asdict(Entry("/nonexistent/plimsoll/a", "file", "x")), {"path": "/nonexistent/plimsoll/b"}]
+DAMAGED = {
+    "empty": b"",
+    "cut": json.dumps(ENTRIES).encode()[:-30],
+    "no text": b"\xff\xfe[]",
+    "no json": b"celery.slice",
+    "no list": b"7",
+    "null": b"null",
+    "an entry": json.dumps(ENTRIES[0]).encode(),
+    "no entries": b"[1, 2]",
+    "an entry with less": json.dumps(ENTRIES).encode(),
+    "an entry with more": json.dumps([{**ENTRIES[0], "acl": "x"}]).encode(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_backup_is_refused_by_name_and_nothing_is_changed(tmp_path: Path, capsys: Any, damage: str) -> None:
+    backup = tmp_path / "backup"
+    backup.write_bytes(DAMAGED[damage])
+    told = run(capsys, restore=str(backup))
+    assert told["failed"]
+    assert told["msg"] == f"host_files: {backup} is no backup that can be read; put its files right by hand"
+    assert backup.read_bytes() == DAMAGED[damage]
+
+
+def test_a_backup_that_is_not_there_is_named(tmp_path: Path, capsys: Any) -> None:
+    told = run(capsys, restore=str(tmp_path / "none"))
+    assert told["failed"] and f"{tmp_path}/none" in told["msg"]
+
+
+def test_going_back_keeps_no_backup_of_its_own(tmp_path: Path, capsys: Any) -> None:
+    told = run(capsys, restore=str(tmp_path / "a"), backup=str(tmp_path / "b"))
+    assert told["failed"] and "mutually exclusive" in told["msg"]
+
+
+def test_a_unit_that_systemd_complains_of_is_put_back_as_it_was(tmp_path: Path, capsys: Any) -> None:
+    """It ran, and what it was replaced by does not: going back is no time to be particular."""
+    unit, backup = tmp_path / "etc/systemd/system/plimsoll-test.service", str(tmp_path / "backup")
+    unit.parent.mkdir(parents=True)
+    unit.write_text("[Service]\nExecStart=/bin/true\nMemoryHihg=1G\n")
+    before = state(unit.parent)
+    assert run(capsys, files=[wanted(unit, "[Service]\nExecStart=/bin/true\n")], backup=backup)["changed"]
+    run(capsys, restore=backup)
+    assert state(unit.parent) == before
+
+
+def test_a_directory_that_the_run_made_is_in_nobodys_way(tmp_path: Path, capsys: Any) -> None:
+    backup = str(tmp_path / "backup")
+    (tmp_path / "a").write_text("old")
+    made = wanted(tmp_path / "made", state="directory")
+    run(capsys, files=[made, wanted(tmp_path / "a", "new")], backup=backup)
+    run(capsys, restore=backup)
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_file_of_an_owner_without_a_name_is_put_back(tmp_path: Path, capsys: Any) -> None:
+    if os.getuid():
+        pytest.skip("only root can give a file away")
+    path, backup = tmp_path / "a", str(tmp_path / "backup")
+    path.write_text("old")
+    os.chown(path, 54321, 54321)
+    run(capsys, files=[wanted(path, "new")], backup=backup)
+    run(capsys, restore=backup)
+    assert (path.read_text(), path.stat().st_uid) == ("old", 54321)
+
+
+ODD = [
+    {"path": 5, "state": "file"},
+    {"path": "/nonexistent/plimsoll/a", "state": "weird"},
+    {"path": "/nonexistent/plimsoll/a", "state": "file", "mode": "0644"},
+    {"path": "/nonexistent/plimsoll/a", "state": "file", "content": 7},
+]
+
+
+@pytest.mark.parametrize("one", ODD)
+def test_entries_that_make_no_sense_are_a_damaged_backup(tmp_path: Path, capsys: Any, one: dict[str, Any]) -> None:
+    (tmp_path / "backup").write_text(json.dumps([one]).replace("/nonexistent", str(tmp_path)))
+    told = run(capsys, restore=str(tmp_path / "backup"))
+    assert "is no backup that can be read" in told["msg"]
+    assert [path.name for path in tmp_path.iterdir()] == ["backup"]

@@ -7,23 +7,27 @@ import io
 import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from as_shipped.library import app_archive, app_release
+from as_shipped.library import app_archive, app_release, celery_ping
 from plimsoll import release
 from plimsoll.release import (
     ReleaseError,
     activate,
     build,
+    check,
     check_import,
     confirm,
     current,
@@ -31,8 +35,10 @@ from plimsoll.release import (
     install,
     installed,
     members,
+    opened,
     pack,
     read_requirements,
+    risks,
 )
 
 PYTHON, MACHINE = "3.11.2", "x86_64"
@@ -209,6 +215,278 @@ def test_the_archive_module_builds_only_what_is_missing(
     assert str(tmp_path / "none") in run(source=str(tmp_path / "none"))["msg"]
 
 
+# An archive as the source
+
+
+@pytest.fixture
+def repository(source: Path) -> Path:
+    """The source under git, with what git keeps of it: an executable, a link, and a name that is no ASCII."""
+    if not shutil.which("git"):
+        pytest.skip("git is not on this machine")
+    write(source / "requirements.txt", "celery==5.6.0\n")
+    write(source / "shop/ü b.txt", "x")
+    (source / "link.py").symlink_to("shop/tasks.py")
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.com", "-c", "commit.gpgsign=false"]
+    for words in (["init", "--quiet"], ["add", "."], [*who, "commit", "--quiet", "--message=x"]):
+        subprocess.run(["git", *words], cwd=source, check=True)
+    return source
+
+
+def git_archive(repository: Path, name: str) -> Path:
+    path = repository.parent / name
+    subprocess.run(["git", "archive", f"--output={path}", "HEAD"], cwd=repository, check=True)
+    return path
+
+
+@pytest.mark.parametrize("name", ["shop.tar", "shop.tar.gz", "shop.tgz"])
+def test_what_git_archives_makes_the_release_that_its_directory_makes(repository: Path, name: str) -> None:
+    with opened(git_archive(repository, name)) as unpacked:
+        assert [name for name, _ in members(unpacked)] == [name for name, _ in members(repository)]
+        given = ("celery\n", PYTHON, MACHINE)
+        assert digest(members(unpacked), *given) == digest(members(repository), *given)
+
+
+def test_a_zip_of_git_has_the_files_of_its_directory(repository: Path) -> None:
+    with opened(git_archive(repository, "shop.zip")) as unpacked:
+        assert [name for name, _ in members(unpacked)] == [name for name, _ in members(repository)]
+        assert (unpacked / "shop/tasks.py").read_text() == "import celery\n"
+
+
+def test_a_zip_of_git_makes_the_release_that_its_directory_makes(repository: Path) -> None:
+    with opened(git_archive(repository, "shop.zip")) as unpacked:
+        assert os.access(unpacked / "run.sh", os.X_OK)
+        assert (unpacked / "link.py").read_text() == "import celery\n"
+
+
+def test_an_archive_is_unpacked_for_the_time_alone(source: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    pack(tmp_path / "shop.tar.gz", members(source))
+    with pytest.raises(RuntimeError), opened(tmp_path / "shop.tar.gz") as unpacked:
+        assert unpacked.parent == tmp_path / "scratch"
+        raise RuntimeError
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_what_is_no_archive_is_taken_as_it_is(source: Path, tmp_path: Path) -> None:
+    wheel = write(tmp_path / "shop-1.0-py3-none-any.whl", "")
+    for given in (source, wheel, tmp_path / "none"):
+        with opened(given) as unpacked:
+            assert unpacked == given
+
+
+def tar_of(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as made:
+        for member, data in entries:
+            member.size = len(data)
+            made.addfile(member, io.BytesIO(data))
+    return raw.getvalue()
+
+
+def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tuple[tarfile.TarInfo, bytes]:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member, b""
+
+
+def file(name: str, data: bytes = b"x") -> tuple[tarfile.TarInfo, bytes]:
+    return tarfile.TarInfo(name), data
+
+
+def device(name: str) -> tuple[tarfile.TarInfo, bytes]:
+    member = tarfile.TarInfo(name)
+    member.type, member.devmajor, member.devminor = tarfile.CHRTYPE, 1, 3
+    return member, b""
+
+
+def zip_of(**content: bytes) -> bytes:
+    raw = io.BytesIO()
+    with zipfile.ZipFile(raw, "w") as made:
+        for name, data in content.items():
+            made.writestr(name, data)
+    return raw.getvalue()
+
+
+OUTSIDE: dict[str, Callable[[Path], bytes]] = {
+    "dots": lambda out: tar_of(file(f"../{out.name}/x")),
+    "dots inside": lambda out: tar_of(file(f"a/../../{out.name}/x")),
+    "link": lambda out: tar_of(link("a", str(out)), file("a/x")),
+    "link of dots": lambda out: tar_of(link("a", f"../{out.name}"), file("a/x")),
+    "link to a file": lambda out: tar_of(link("a", f"{out}/there"), file("a")),
+    "hard link": lambda out: tar_of(link("a", f"{out}/there", tarfile.LNKTYPE), file("a")),
+    "device": lambda out: tar_of(device("a")),
+}
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: Any) -> Path:
+    """A folder beside the one that an archive is unpacked to."""
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    write(tmp_path / "scratch/out/there", "mine")
+    return tmp_path / "scratch/out"
+
+
+def untouched(out: Path) -> bool:
+    return [(path.name, path.read_text()) for path in out.iterdir()] == [("there", "mine")]
+
+
+@pytest.mark.parametrize("how", OUTSIDE)
+def test_an_archive_that_would_write_elsewhere_is_refused_by_name(tmp_path: Path, out: Path, how: str) -> None:
+    archive = tmp_path / "shop.tar"
+    archive.write_bytes(OUTSIDE[how](out))
+    with pytest.raises(ReleaseError, match=re.escape(f"{archive}: no wheel, and no tar or zip")), opened(archive):
+        pytest.fail("it was unpacked")
+    assert untouched(out)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_an_absolute_name_lands_inside(tmp_path: Path, out: Path) -> None:
+    archive = tmp_path / "shop.tar"
+    archive.write_bytes(tar_of(file(f"{out}/x"), file("a")))
+    with opened(archive) as unpacked:
+        assert (unpacked / str(out / "x").lstrip("/")).exists()
+    assert untouched(out)
+
+
+def test_a_zip_writes_nowhere_else(tmp_path: Path, out: Path) -> None:
+    archive = tmp_path / "shop.zip"
+    archive.write_bytes(zip_of(**{"a": b"x", "../out/x": b"x", "b/../../out/x": b"x", f"{out}/x": b"x"}))
+    with opened(archive) as unpacked:
+        assert (unpacked / "a").read_text() == "x"
+    assert untouched(out)
+
+
+def test_what_is_no_archive_or_a_damaged_one_is_named_with_what_would_do(source: Path, tmp_path: Path) -> None:
+    pack(tmp_path / "good.tar.gz", members(source))
+    gz, plain = (tmp_path / "good.tar.gz").read_bytes(), tar_of(file("a", b"x" * 5000), file("b", b"x" * 5000))
+    packed = zip_of(a=b"x" * 5000)
+    damaged = {
+        "empty.tar": b"",
+        "text.tar.gz": b"<html>502</html>",
+        "no-tar.tar.gz": gzip.compress(b"x" * 9999),
+        "cut.tar.gz": gz[: len(gz) // 2],
+        "cut.tar": plain[:3000],
+        "cut.zip": packed[: len(packed) // 2],
+        "content.zip": flipped(packed, packed.index(b"xxxx")),
+    }
+    for name, content in damaged.items():
+        archive = tmp_path / name
+        archive.write_bytes(content)
+        with pytest.raises(ReleaseError) as caught, opened(archive):
+            pytest.fail(f"{name} was unpacked")
+        said = str(caught.value)
+        assert said.startswith(f"{archive}: no wheel, and no tar or zip archive to be unpacked (")
+        assert said.endswith("set celery_worker_source to a directory, a .whl, or what git archive makes")
+
+
+def test_what_is_no_archive_is_named_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError) as caught, opened(write(tmp_path / "shop.tar.gz", "<html>")):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def locked_zip() -> bytes:
+    """With a password: the first bit of its flags, in both of its headers."""
+    packed = bytearray(zip_of(a=b"x"))
+    for at in (packed.index(b"PK\x03\x04") + 6, packed.index(b"PK\x01\x02") + 8):
+        packed[at] |= 1
+    return bytes(packed)
+
+
+TEXT = b" ".join(b"%d" % (number * number) for number in range(9999))
+
+
+def damaged_inside(kind: str) -> bytes:
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode=f"w:{kind}") as made:
+        member, data = file("a", TEXT)
+        member.size = len(data)
+        made.addfile(member, io.BytesIO(data))
+    return flipped(raw.getvalue(), len(raw.getvalue()) // 2)
+
+
+# Each would make a release of half an application, or end in a traceback.
+SLIPS = {
+    "a header ends the archive": lambda: gzip.compress(flipped(tar_of(file("a"), file("b")), 1024), 0),
+    "content of gz": lambda: damaged_inside("gz"),
+    "lzma.LZMAError": lambda: damaged_inside("xz"),
+    "RuntimeError of zipfile": locked_zip,
+}
+
+
+@pytest.mark.parametrize("how", SLIPS)
+def test_other_damage_is_named_too(tmp_path: Path, how: str) -> None:
+    archive = tmp_path / "shop.archive"
+    archive.write_bytes(SLIPS[how]())
+    with pytest.raises(ReleaseError, match=re.escape(f"{archive}: ")), opened(archive):
+        pass
+
+
+def test_a_name_with_two_dots_is_unpacked_out_of_a_zip(tmp_path: Path) -> None:
+    archive = tmp_path / "shop.zip"
+    archive.write_bytes(zip_of(**{"a..b.py": b"x", "c": b"x"}))
+    with opened(archive) as unpacked:
+        assert [name for name, _ in members(unpacked)] == ["a..b.py", "c"]
+
+
+@pytest.fixture
+def archived(source: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> Callable[..., dict[str, Any]]:
+    """Runs app_archive without a package index: what would be built is in the answer."""
+
+    def running(given: Path, **more: Any) -> dict[str, Any]:
+        built: dict[str, Any] = {}
+
+        def build(source: Path, requirements: str, python: str, machine: str, archive: Path, *_: Any) -> None:
+            built.update(requirements=requirements, names=[name for name, _ in members(source)])
+
+        monkeypatch.setattr(app_archive, "build", build)
+        target = {"python_version": PYTHON, "machine": MACHINE}
+        arguments = {"source": str(given), "targets": [target], "dest": str(tmp_path / "out"), **more}
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            app_archive.main()
+        return json.loads(capsys.readouterr().out) | {"built": built}
+
+    return running
+
+
+def test_an_archive_brings_its_own_requirements_and_is_named_as_its_directory_is(
+    repository: Path, tmp_path: Path, archived: Callable[..., dict[str, Any]]
+) -> None:
+    archive = git_archive(repository, "shop.tar.gz")
+    told = archived(archive)
+    assert told["built"]["requirements"] == "celery==5.6.0\n"
+    assert told["built"]["names"] == [name for name, _ in members(repository)]
+    given = str(repository / "requirements.txt")
+    assert archived(repository, requirements=given)["releases"] == told["releases"]
+    # Of a directory, the role names it, or leaves it out where there is none.
+    assert archived(repository)["built"]["requirements"] == ""
+    other = str(write(tmp_path / "other.txt", "celery==5.7.0\n"))
+    told = archived(archive, requirements=other)
+    assert told["built"]["requirements"] == "celery==5.7.0\n"
+
+
+def test_an_archive_without_requirements_has_none(
+    source: Path, tmp_path: Path, archived: Callable[..., dict[str, Any]]
+) -> None:
+    pack(tmp_path / "shop.tar.gz", members(source))
+    assert archived(tmp_path / "shop.tar.gz")["built"]["requirements"] == ""
+
+
+def test_an_archive_that_is_none_fails_the_module_with_its_name(
+    tmp_path: Path, archived: Callable[..., dict[str, Any]]
+) -> None:
+    bad = write(tmp_path / "shop.tar.gz", "<html>")
+    told = archived(bad)
+    assert told["failed"] and told["msg"].startswith(f"{bad}: no wheel, and no tar or zip")
+
+
+def test_an_archive_of_nothing_is_named(tmp_path: Path, archived: Callable[..., dict[str, Any]]) -> None:
+    (tmp_path / "shop.tar").write_bytes(tar_of())
+    assert str(tmp_path / "shop.tar") in archived(tmp_path / "shop.tar")["msg"]
+
+
 # On a host
 
 
@@ -352,7 +630,8 @@ def commands(home: Path, monkeypatch: Any) -> list[list[str]]:
 def test_a_release_is_complete_once_it_imports(home: Path, tmp_path: Path, commands: list[list[str]]) -> None:
     (tmp_path / "a.tar.gz").write_bytes(WHOLE)
     write(home / "releases/r1/left/over", "from a run that was cut off")
-    install(home, "r1", tmp_path / "a.tar.gz", "/usr/bin/python3", "shop", "root", {})
+    settings = install(home, "r1", tmp_path / "a.tar.gz", "/usr/bin/python3", "shop", "root", {})
+    assert settings["task_acks_late"] is False
     assert installed(home, "r1") and current(home) is None
     assert {path.name for path in (home / "releases/r1").iterdir()} == {"app", "venv", "requirements.lock", ".complete"}
     assert (home / "releases/r1/app/shop.py").read_bytes() == APP
@@ -367,19 +646,23 @@ def test_a_release_that_is_there_is_imported_again_when_what_is_asked_of_it_chan
     install(home, "r1", tmp_path / "a.tar.gz", "/usr/bin/python3", "shop", "root", {"KEY": "s3cret"})
     assert "s3cret" not in (home / "releases/r1/.complete").read_text()
     imported: list[Any] = []
+    told: list[Any] = []
 
-    def check(path: Path, app: str, user: str, environment: dict[str, str]) -> None:
+    def imports(path: Path, app: str, user: str, environment: dict[str, str]) -> dict[str, Any]:
         if app == "nope":
             raise ReleaseError("does not import")
         imported.append((app, environment))
+        return {"task_acks_late": True}
 
-    monkeypatch.setattr(release, "check_import", check)
-    confirm(home, "r1", "shop", "root", {"KEY": "s3cret"})
+    monkeypatch.setattr(release, "check_import", imports)
+    assert confirm(home, "r1", "shop", "root", {"KEY": "s3cret"}) is None
     assert imported == []
     for _ in range(2):
         with pytest.raises(ReleaseError, match="does not import"):
             confirm(home, "r1", "nope", "root", {"KEY": "s3cret"})
-        confirm(home, "r1", "shop", "root", {"KEY": "other"})
+        found = confirm(home, "r1", "shop", "root", {"KEY": "other"})
+        assert found == ({"task_acks_late": True} if len(told) == 0 else None)
+        told.append(found)
     assert imported == [("shop", {"KEY": "other"})]
 
 
@@ -467,7 +750,7 @@ def test_the_release_module_installs_once_and_leaves_the_current_one_when_it_fai
 
     assert run("r1", _ansible_check_mode=True)["changed"] and names(home) == set()
     with monkeypatch.context() as patched:
-        patched.setattr(app_release, "install", lambda home, digest, *rest: complete(home, digest, at=1))
+        patched.setattr(app_release, "install", lambda home, digest, *rest: bool(complete(home, digest, at=1)) and {})
         first = run("r1")
     assert (first["changed"], first["previous"], current(home)) == (True, None, "r1")
     asked: list[Any] = []
@@ -484,7 +767,7 @@ def test_the_release_module_installs_once_and_leaves_the_current_one_when_it_fai
 def test_the_workers_user_can_read_a_release_of_a_hardened_host(
     home: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    monkeypatch.setattr(app_release, "install", lambda home, digest, *rest: complete(home, digest, at=1))
+    monkeypatch.setattr(app_release, "install", lambda home, digest, *rest: bool(complete(home, digest, at=1)) and {})
     given = {"home": str(home), "digest": "r1", "archive": "a.tar.gz", "app": "shop", "user": "root"}
     before = os.umask(0o077)
     try:
@@ -495,16 +778,333 @@ def test_the_workers_user_can_read_a_release_of_a_hardened_host(
     assert (home / "releases/r1").stat().st_mode & 0o777 == 0o755
 
 
-def test_ping_names_the_workers_that_do_not_answer(home: Path, monkeypatch: Any) -> None:
-    """A broker would be needed to ask for real."""
+# Going back
+
+
+def release_module(capsys: Any, home: Path, digest: str, **more: Any) -> dict[str, Any]:
+    with patch_module_args({"home": str(home), "digest": digest, **more}), pytest.raises(SystemExit):
+        app_release.main()
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_release_is_gone_back_to_with_nothing_but_its_name(home: Path, monkeypatch: Any, capsys: Any) -> None:
+    """The application is not imported: it ran, and what it needs may be what failed."""
+    for at, name in enumerate(["r1", "r2"]):
+        activate(home, complete(home, name, at=at).name, keep=2)
+    monkeypatch.setattr(app_release, "confirm", lambda *given: pytest.fail("it was imported"))
+    assert release_module(capsys, home, "r1", back=True, _ansible_check_mode=True)["changed"]
+    assert current(home) == "r2"
+    told = release_module(capsys, home, "r1", back=True)
+    assert (told["changed"], told["previous"], current(home)) == (True, "r2", "r1")
+    assert names(home) == {"r1", "r2"}
+    assert not release_module(capsys, home, "r1", back=True)["changed"]
+
+
+def test_going_back_to_a_release_that_is_not_there_leaves_the_current_one(home: Path, capsys: Any) -> None:
+    activate(home, complete(home, "r2", at=2).name, keep=2)
+    (home / "releases/half/app").mkdir(parents=True)
+    for name in ("gone", "half"):
+        told = release_module(capsys, home, name, back=True)
+        assert told["failed"] and current(home) == "r2"
+        assert told["msg"] == f"release {name}: it is not on this host, whose current release is r2"
+
+
+def test_only_going_back_needs_no_archive_application_and_user(home: Path, capsys: Any) -> None:
+    told = release_module(capsys, home, "r1", app="shop")
+    assert told["failed"] and "back is False but all of the following are missing: archive, user" in told["msg"]
+
+
+# What an application's settings put at risk
+
+SAFE = {"task_acks_late": True, "task_reject_on_worker_lost": True, "transport": "redis"}
+LATE = "task_acks_late is off: a task is lost whose worker is killed as it runs"
+LOST = "task_reject_on_worker_lost is off: a task whose child is killed at MemoryMax is lost in spite of acks_late"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (SAFE, []),
+        ({}, [LATE]),
+        # Without acks_late the other has no effect, and would be one thing more to read.
+        ({**SAFE, "task_acks_late": False, "task_reject_on_worker_lost": None}, [LATE]),
+        ({**SAFE, "task_reject_on_worker_lost": None}, [LOST]),
+        (
+            {**SAFE, "broker_transport_options": {"visibility_timeout": 120}},
+            ["visibility_timeout (120 s) is not above"],
+        ),
+        ({**SAFE, "broker_transport_options": {"visibility_timeout": 60.5}}, ["visibility_timeout (60.5 s) is not"]),
+        ({**SAFE, "broker_transport_options": {"visibility_timeout": 121}}, []),
+        ({**SAFE, "broker_transport_options": {"visibility_timeout": "0:01:00"}}, []),
+        ({**SAFE, "broker_transport_options": None}, []),
+        ({**SAFE, "transport": "sentinel", "broker_transport_options": {"visibility_timeout": 9}}, ["visibility"]),
+        ({**SAFE, "transport": "rediss", "broker_transport_options": {"visibility_timeout": 9}}, ["visibility"]),
+        # A broker that knows that a worker is gone, and a task that was acknowledged before it ran.
+        ({**SAFE, "transport": "amqp", "broker_transport_options": {"visibility_timeout": 9}}, []),
+        ({**SAFE, "task_acks_late": False, "broker_transport_options": {"visibility_timeout": 9}}, [LATE]),
+    ],
+)
+def test_settings_that_can_lose_a_task_or_do_it_twice_are_told(settings: dict[str, Any], said: list[str]) -> None:
+    found = risks(settings, stop_timeout=120)
+    assert [sentence.startswith(start) for sentence, start in zip(found, said, strict=True)] == [True] * len(said)
+
+
+def test_the_visibility_timeout_that_an_application_leaves_alone_is_an_hour() -> None:
+    assert risks(SAFE, stop_timeout=3599) == []
+    (said,) = risks(SAFE, stop_timeout=3600)
+    assert "(3600 s) is not above celery_worker_stop_timeout (3600 s): Redis gives" in said
+
+
+def shop(home: Path, code: str) -> Path:
+    """A release whose application is this code."""
+    write(home / "releases/r1/app/shop.py", f"from celery import Celery\napp = Celery('shop')\n{code}")
+    venv(home / "releases/r1/venv")
+    return home / "releases/r1"
+
+
+def test_the_settings_are_those_that_celery_itself_finds(home: Path) -> None:
+    settings = check_import(shop(home, ""), "shop", "root", {"CELERY_BROKER_URL": "rediss://:s3cret@10.0.0.2:6379/0"})
+    assert settings == {
+        "task_acks_late": False,
+        "task_reject_on_worker_lost": None,
+        "broker_transport_options": {},
+        "transport": "rediss",
+    }
+    code = "app.conf.update(task_acks_late=True, task_reject_on_worker_lost=1, broker_url='amqp://u:s3cret@h//',\n"
+    code += "    broker_transport_options={'visibility_timeout': 7, 'odd': len})\n"
+    settings = check_import(shop(home, code), "shop:app", "root", {})
+    assert (settings["task_acks_late"], settings["task_reject_on_worker_lost"]) == (True, 1)
+    assert (settings["transport"], settings["broker_transport_options"]["visibility_timeout"]) == ("amqp", 7)
+    assert "s3cret" not in str(settings)
+
+
+NOISE = """
+import atexit, sys
+print("loading\\nplimsoll answer: nonsense", end="")
+print("{}", file=sys.stderr)
+atexit.register(print, "bye")
+app.conf.task_acks_late = True
+"""
+
+
+def test_what_an_application_prints_is_not_taken_for_the_answer(home: Path) -> None:
+    assert check_import(shop(home, NOISE), "shop", "root", {})["task_acks_late"] is True
+
+
+def test_an_application_that_takes_stdout_for_its_log_can_be_asked(home: Path) -> None:
+    code = "import logging, sys\nclass Log:\n    def write(self, text): logging.info(text)\n    def flush(self): pass\n"
+    assert "task_acks_late" in check_import(shop(home, f"{code}sys.stdout = Log()\n"), "shop", "root", {})
+
+
+def test_the_transport_of_a_list_of_brokers_is_that_of_the_first(home: Path) -> None:
+    code = "app.conf.broker_url = ['redis://10.0.0.2', 'redis://10.0.0.3']\n"
+    assert check_import(shop(home, code), "shop", "root", {})["transport"] == "redis"
+
+
+def test_the_module_warns_of_risks_whenever_it_imports_the_application(
+    home: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    settings = {**SAFE, "broker_transport_options": {"visibility_timeout": 60}, "task_reject_on_worker_lost": False}
+
+    def install(home: Path, digest: str, *rest: Any) -> dict[str, Any]:
+        complete(home, digest, at=1)
+        return settings
+
+    warned: list[str] = []
+    # Ansible gathers them for the whole process, which here has other tests.
+    monkeypatch.setattr(app_release.AnsibleModule, "warn", lambda module, said: warned.append(said))
+    monkeypatch.setattr(app_release, "install", install)
+    given = {"archive": "a.tar.gz", "app": "shop", "user": "root"}
+    release_module(capsys, home, "r1", stop_timeout=30, _ansible_check_mode=True, **given)
+    assert warned == []
+    assert release_module(capsys, home, "r1", stop_timeout=30, **given)["changed"]
+    assert [said.startswith(f"shop: {LOST}") for said in warned] == [True]
+    warned.clear()
+    monkeypatch.setattr(app_release, "confirm", lambda *given: settings)
+    assert not release_module(capsys, home, "r1", stop_timeout=90, **given)["changed"]
+    assert len(warned) == 2
+    monkeypatch.setattr(app_release, "confirm", lambda *given: None)
+    release_module(capsys, home, "r1", **given)
+    assert len(warned) == 2
+
+
+# Whether the workers work
+
+
+@pytest.fixture
+def answer(monkeypatch: Any) -> subprocess.CompletedProcess[str]:
+    """What the code in the release says, where nobody is asked."""
     told = subprocess.CompletedProcess([], 0, stdout="", stderr="")
     monkeypatch.setattr(release, "run_in_release", lambda *given: told)
     monkeypatch.setattr(release.socket, "gethostname", lambda: "w-1")
-    told.stdout = "noise of the application\nsales@w-1 mail@w-2\n"
-    assert release.ping(home, "shop", "root", {}, ["sales", "mail"], 1) == ["mail"]
-    told.returncode, told.stderr = 1, "Traceback\nkombu.exceptions.OperationalError: no route\n"
+    return told
+
+
+def test_workers_that_do_not_answer_and_those_that_take_no_task_are_told_apart(answer: Any, home: Path) -> None:
+    said = {"answered": ["sales@w-1", "slow@w-1", "mail@w-2"], "took": ["sales@w-1", "mail@w-2"]}
+    answer.stdout = f"noise\n{release.ANSWER}{json.dumps(said)}\nbye\n"
+    workers = ["slow", "mail", "sales"]
+    assert check(home, "shop", "root", {}, workers, 1) == (["mail"], ["slow"])
+
+
+def test_an_application_that_cannot_reach_its_broker_is_told_in_its_own_words(answer: Any, home: Path) -> None:
+    answer.returncode, answer.stderr = 1, "Traceback\nkombu.exceptions.OperationalError: no route\n"
     with pytest.raises(ReleaseError, match=r"^kombu\.exceptions\.OperationalError: no route$"):
-        release.ping(home, "shop", "root", {}, ["sales"], 1)
+        check(home, "shop", "root", {}, ["sales"], 1)
+    answer.stderr = ""
+    with pytest.raises(ReleaseError, match="asking them failed"):
+        check(home, "shop", "root", {}, ["sales"], 1)
+
+
+def test_no_answer_at_all_is_an_error_in_words(answer: Any, home: Path) -> None:
+    """Of an application that ends the process itself, or that took stdout."""
+    with pytest.raises(ReleaseError):
+        check(home, "shop", "root", {}, ["sales"], 1)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (([], []), None),
+        ((["mail"], []), "no answer within 5 s from mail\ncelery-worker@mail.service:\nwhy"),
+        (([], ["sales"]), "no task taken within 5 s by sales, which answers\ncelery-worker@sales.service:\nwhy"),
+        (
+            (["mail"], ["sales"]),
+            "no answer within 5 s from mail; no task taken within 5 s by sales, which answers\n"
+            "celery-worker@mail.service:\nwhy\ncelery-worker@sales.service:\nwhy",
+        ),
+    ],
+)
+def test_the_module_fails_with_the_journal_of_those_that_do_not_work(
+    tmp_path: Path, monkeypatch: Any, capsys: Any, found: tuple[list[str], list[str]], words: str | None
+) -> None:
+    write(tmp_path / "bin/journalctl", "#!/bin/sh\necho why\n").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin", prepend=os.pathsep)
+    monkeypatch.setattr(celery_ping, "check", lambda *given: found)
+    given = {"home": "/opt/celery", "app": "shop", "user": "root", "workers": ["sales", "mail"], "timeout": 5}
+    with patch_module_args(given), pytest.raises(SystemExit):
+        celery_ping.main()
+    told = json.loads(capsys.readouterr().out)
+    assert (told.get("failed", False), told.get("msg")) == (words is not None, words)
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[str]:
+    """A broker of its own, as the transport of the workers' fleet; its URL."""
+    if not shutil.which("redis-server"):
+        pytest.skip("redis-server is not on this machine")
+    # The path of a socket is short.
+    with tempfile.TemporaryDirectory(prefix="plimsoll-") as folder:
+        at = Path(folder, "socket")
+        command = ["redis-server", "--port", "0", "--unixsocket", str(at), "--save", "", "--dir", folder]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+            try:
+                within(10, at.exists)
+                yield f"redis+socket://{at}"
+            finally:
+                server.kill()
+
+
+def within(seconds: float, until: Callable[[], object]) -> None:
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, "took too long"
+        time.sleep(0.02)
+
+
+def keys(redis: str) -> set[str]:
+    at = redis.partition("://")[2]
+    ran = subprocess.run(["redis-cli", "-s", at, "keys", "*"], capture_output=True, text=True, check=True)
+    return set(ran.stdout.split())
+
+
+WORKER = """
+import os
+print("noise of the application", end="")
+app.conf.update(eval(os.environ.get("SHOP", "{}")))
+
+@app.task(name="shop.buy")
+def buy():
+    pass
+"""
+HOST = socket.gethostname()
+
+
+class Worker:
+    """A real worker of a release, as its unit would start it."""
+
+    def __init__(self, release: Path, name: str, environment: dict[str, str]) -> None:
+        self.log_path = release / f"{name}.log"
+        command = [
+            "-m",
+            "celery",
+            "--app=shop",
+            "worker",
+            f"--hostname={name}@{HOST}",
+            "--pool=solo",
+            "--loglevel=INFO",
+        ]
+        quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", f"--queues={name}"]
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *command, *quiet],
+                cwd=release / "app",
+                env={**os.environ, **environment},
+                stdout=log,
+                stderr=log,
+            )
+        # Who asks before that waits for what does not answer yet.
+        within(30, lambda: " ready." in self.log_path.read_text())
+
+    def tasks(self) -> list[str]:
+        """Names of what it was given, in order."""
+        return re.findall(r"Task (\S+)\[[-0-9a-f]+\] received", self.log_path.read_text())
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Worker]]:
+    started: list[Worker] = []
+
+    def starting(*given: Any) -> Worker:
+        started.append(Worker(*given))
+        return started[-1]
+
+    yield starting
+    for worker in started:
+        worker.process.kill()
+        worker.process.wait()
+
+
+def test_a_worker_that_had_no_task_gets_one_that_does_nothing_and_another_is_left_alone(
+    home: Path, redis: str, start: Callable[..., Worker]
+) -> None:
+    environment = {"CELERY_BROKER_URL": redis}
+    path = shop(home, WORKER)
+    worker = start(path, "sales", environment)
+    assert check(path, "shop", "root", environment, ["sales"], 60) == ([], [])
+    assert worker.tasks() == ["celery.accumulate"]
+    # It has taken one now. Another that is not there is told, and does not hold up for longer than it may.
+    began = time.monotonic()
+    assert check(path, "shop", "root", environment, ["sales", "ghost"], 1) == (["ghost"], [])
+    assert time.monotonic() - began < 30
+    assert worker.tasks() == ["celery.accumulate"]
+    log = worker.log_path.read_text()
+    assert f"Started consuming from plimsoll.check.sales@{HOST}" in log
+    assert f"Canceling queue plimsoll.check.sales@{HOST}" in log
+    # No message is left, for no one.
+    assert not [key for key in keys(redis) if key.startswith("plimsoll.check.")]
+
+
+def test_a_worker_of_an_application_that_makes_no_queues_by_itself_takes_it_too(
+    home: Path, redis: str, start: Callable[..., Worker]
+) -> None:
+    queues = {"task_create_missing_queues": False, "task_queues": {"celery": {}, "strict": {}}}
+    environment = {"CELERY_BROKER_URL": redis, "SHOP": repr(queues)}
+    path = shop(home, WORKER)
+    start(path, "strict", environment)
+    assert check(path, "shop", "root", environment, ["strict"], 60) == ([], [])
+    # Nor what routes to the queue.
+    assert not [key for key in keys(redis) if "plimsoll.check.strict" in key]
 
 
 @pytest.mark.parametrize("line", ["-r base.txt", "--requirement=base.txt", "-c limits.txt", "  -e ../shared"])

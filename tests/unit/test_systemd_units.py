@@ -439,7 +439,6 @@ def test_a_restart_that_takes_too_long_fails_and_says_that_it_goes_on(host: Host
     assert told["failed"] and told["msg"] == said
 
 
-@pytest.mark.xfail(reason="reset-failed fails for a unit that systemd has not loaded, and the module with it")
 def test_a_unit_that_systemd_has_not_loaded_is_started(host: Host, capsys: Any) -> None:
     """What nothing active refers to is loaded for a moment alone; to reset it is an error: Unit X not loaded."""
     host.show(host.block(SALES, "inactive"))

@@ -1,23 +1,50 @@
-"""Four tasks on two queues. `scan_ticket` keeps what it should let go; the worker of `sales` never runs it."""
+"""Tasks on two queues. `scan_ticket` keeps what it should let go; the worker of `sales` never runs it."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 import time
 
+import redis
 from celery import Celery
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 # The broker's address comes from CELERY_BROKER_URL, as the worker's unit sets it.
+BROKER = os.environ.get("CELERY_BROKER_URL", "")
 app = Celery("boxoffice")
-app.conf.update(task_ignore_result=True, task_acks_late=True, worker_prefetch_multiplier=4)
+app.conf.update(
+    task_ignore_result=True,
+    # A task that was not finished is done again: each of these may be.
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+    worker_prefetch_multiplier=4,
+)
+if BROKER.startswith("redis"):
+    # How long a task stays away that was taken by a worker which then vanished: above what the longest one takes. And
+    # how often workers look for such: by default every tenth time that they could, once in 100 s.
+    visible = int(os.environ.get("BOXOFFICE_VISIBILITY_TIMEOUT", "3600"))
+    app.conf.broker_transport_options = {"visibility_timeout": visible, "unacked_restore_throttle": 1}
 app.conf.task_routes = {
     "boxoffice.tasks.reserve_seat": {"queue": "sales"},
     "boxoffice.tasks.*": {"queue": "gate"},
 }
 
 CLOSED = "boxoffice.closed"
+# Where numbered tasks are counted, by number, in the Redis of BOXOFFICE_LEDGER or else of the broker.
+DONE = "boxoffice.done"
+HOGS = "boxoffice.hogs"
 _seen: dict[str, bytes] = {}
+
+
+@functools.cache
+def ledger() -> redis.Redis:
+    """Of one process. It waits for a Redis that is restarted."""
+    patient = {"retry": Retry(ConstantBackoff(1), 120), "retry_on_error": [redis.ConnectionError]}
+    return redis.Redis.from_url(os.environ.get("BOXOFFICE_LEDGER") or BROKER, **patient)
 
 
 @app.task
@@ -40,6 +67,21 @@ def close_gate(seconds: float) -> None:
     time.sleep(seconds)
     with app.connection_for_write() as broker:
         broker.default_channel.client.incr(CLOSED)
+
+
+@app.task
+def number(n: int, seconds: float = 0, hog_mb: int = 0, keep_kb: int = 0) -> None:
+    """Counts itself once it is done. hog_mb: takes so much memory as it runs, at the first time that n does alone.
+
+    keep_kb: a leak, as that of scan_ticket.
+    """
+    if hog_mb and ledger().hsetnx(HOGS, str(n), 1):
+        hog = bytearray(hog_mb << 20)
+        hog[::4096] = b"x" * len(hog[::4096])
+    if keep_kb:
+        _seen[f"number-{n}-{time.monotonic()}"] = os.urandom(keep_kb << 10)
+    time.sleep(seconds)
+    ledger().hincrby(DONE, str(n), 1)
 
 
 @app.task

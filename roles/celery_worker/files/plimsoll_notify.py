@@ -1,0 +1,458 @@
+# Copyright: the plimsoll contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Tells systemd from inside a Celery worker that it is ready, that it lives, and that it stops; and stops it in time.
+
+The worker loads this by CELERY_WORKER_INCLUDE=plimsoll_notify, with no change to the application. Standard library
+alone, Python 3.9 or later, Celery 5.3 or later. Whatever fails here, the worker goes on; one line on stderr says what.
+It works in the worker's main process, and not in its children.
+
+Environment:
+NOTIFY_SOCKET             where systemd listens (Type=notify). Not set: nothing is told
+WATCHDOG_USEC             WatchdogSec= in microseconds, from systemd. Not set: no WATCHDOG=1
+WATCHDOG_PID              the process that WATCHDOG_USEC is meant for
+PLIMSOLL_CONNECT_GRACE_S  seconds that a worker may go without a broker until it is to be restarted; 900
+PLIMSOLL_STOP_TIMEOUT_S   seconds that a worker has to stop, as TimeoutStopSec=, and that a task may hold the event loop
+                          of a solo, gevent or eventlet worker; 120
+
+What is sent, and when:
+READY=1               once the worker takes tasks
+STOPPING=1            at a signal to stop. From then on systemd minds TimeoutStopSec= and no longer the watchdog
+STATUS=               what the worker is at, for `systemctl status`
+EXTEND_TIMEOUT_USEC=  until READY=1, while the worker is well: a broker that is down is not to run the unit into
+                      TimeoutStartSec= and its start limit
+WATCHDOG=1            after READY=1, four times in WATCHDOG_USEC, while the worker is well
+
+The worker is well while its own event loop has run within half of WATCHDOG_USEC. Where it cannot run, it has longer:
+until it is connected to the broker, the grace; while a task holds it, and while the worker stops, the stop timeout. A
+worker that is not well gets SIGABRT from systemd, upon which faulthandler prints where every thread hangs. With a
+prefork pool and a broker that Celery does not read asynchronously (neither Redis nor AMQP), and with green pools, it is
+the timer and not the consumer that is known to run.
+
+A warm shutdown that takes too long would end in SIGKILL, and what the worker had taken from Redis would come back after
+the visibility timeout, an hour. So, a margin before the stop timeout (the larger of 5 s and a tenth, at most half), it
+becomes a cold one: Celery ends the tasks that run, and gives all that is not acknowledged back to the broker. That is
+so for prefork in Celery 5.5 or later. Elsewhere Celery's cold shutdown loses tasks or does nothing, and then, or when
+half of the margin is over, the messages are given back from here, and the process ends on the spot.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import faulthandler
+import functools
+import importlib
+import math
+import os
+import posix
+import signal
+import sys
+import time
+
+CONNECT_GRACE_S = 900.0
+STOP_TIMEOUT_S = 120.0
+TICK_EVERY_S = 1.0
+# Without a watchdog the start alone is watched.
+WATCH_EVERY_S = 10.0
+# Of what a start is extended by, beyond the next extension: a host that is short of memory is slow.
+EXTEND_SPARE_S = 30.0
+# The manager may be busy, as when it is reloaded; the worker is not to wait for it for long.
+SEND_TIMEOUT_S = 5.0
+
+_complained = set()
+
+
+def _complain(trouble, reason):
+    """One line a process and kind of trouble. Not through sys.stderr, which Celery redirects into its log."""
+    pid = os.getpid()
+    if (pid, trouble) not in _complained:
+        _complained.add((pid, trouble))
+        # Not os.write, which eventlet replaces by one that fails inside its hub.
+        with contextlib.suppress(OSError):
+            posix.write(2, f"plimsoll_notify: process {pid}: {trouble}: {reason}\n".encode(errors="replace"))
+
+
+def _guarded(method):
+    """Nothing of ours may fail the worker: at the first trouble the loop is watched no more."""
+
+    @functools.wraps(method)
+    def guarded(self, *args, **kwargs):
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the worker must go on
+            self.give_up(error)
+
+    return guarded
+
+
+def _original(module, name):
+    """A function as it was before gevent or eventlet put theirs in its place."""
+    with contextlib.suppress(Exception):
+        if "gevent.monkey" in sys.modules:
+            return sys.modules["gevent.monkey"].get_original(module, name)
+        if "eventlet.patcher" in sys.modules:
+            return getattr(sys.modules["eventlet.patcher"].original(module), name)
+    return getattr(importlib.import_module(module), name)
+
+
+def _number(environ, name, default, least=0.0):
+    text = environ.get(name, "")
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    # Not a number and without end are floats too, and no time to wait for.
+    if least <= value < math.inf:
+        return value
+    _complain(name, f"'{text}' is not a number, {least:g} or more; it is taken as {default:g}")
+    return default
+
+
+class Settings:
+    """What the environment asks for. What is malformed is named, and taken as not set."""
+
+    def __init__(self, environ):
+        self.address = environ.get("NOTIFY_SOCKET", "")
+        if self.address and self.address[0] not in "/@":
+            _complain("NOTIFY_SOCKET", f"'{self.address}' is neither a path nor an abstract address; nothing is told")
+            self.address = ""
+        self.watchdog_s = _number(environ, "WATCHDOG_USEC", 0.0) / 1e6
+        # Meant for another process, such as a shell that started this one.
+        if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+            self.watchdog_s = 0.0
+        self.connect_grace_s = _number(environ, "PLIMSOLL_CONNECT_GRACE_S", CONNECT_GRACE_S)
+        self.stop_timeout_s = _number(environ, "PLIMSOLL_STOP_TIMEOUT_S", STOP_TIMEOUT_S, 1.0)
+
+    @property
+    def every_s(self):
+        return self.watchdog_s / 4 or WATCH_EVERY_S
+
+    @property
+    def stale_s(self):
+        """How old a tick of the event loop may be."""
+        return max(self.every_s * 2, TICK_EVERY_S * 3)
+
+    @property
+    def margin_s(self):
+        """How long before the end of the stop timeout a warm shutdown becomes a cold one."""
+        return min(max(5.0, self.stop_timeout_s / 10), self.stop_timeout_s / 2)
+
+
+class Health:
+    """What is known of the worker, and whether it is well. Times are seconds of one monotonic clock."""
+
+    def __init__(self, settings, now):
+        self.settings = settings
+        self.ready = False
+        self.ticked = now
+        # Since when, or None.
+        self.connecting = now
+        self.stopping = None
+        # Those that run and hold the event loop meanwhile.
+        self.tasks = 0
+        # Why nothing can be said about the loop.
+        self.unknown = ""
+
+    def tick(self, now):
+        """The loop runs, so the worker is connected."""
+        self.ticked, self.connecting = now, None
+
+    def connect(self, now):
+        """It connects, again or still: one that fails to, time and again, does so since the first time."""
+        if self.connecting is None:
+            self.connecting = now
+
+    def trouble(self, now):
+        """Why the worker is to be restarted; empty while it is well."""
+        # The loop's thread may change them meanwhile.
+        settings, stopping, connecting = self.settings, self.stopping, self.connecting
+        if stopping is not None:
+            what, since, limit = "it has been stopping", stopping, settings.stop_timeout_s
+        elif self.unknown and self.ready:
+            return ""
+        elif connecting is not None:
+            what, since, limit = "it has not been connected to the broker", connecting, settings.connect_grace_s
+        else:
+            what, since, limit = "its event loop has not run", self.ticked, settings.stale_s
+            if self.tasks > 0:
+                limit = max(limit, settings.stop_timeout_s)
+        return f"{what} for {now - since:.0f} s" if now - since > limit else ""
+
+    def due(self, now):
+        """What is to be sent now, if anything."""
+        if self.trouble(now):
+            return ""
+        if self.ready:
+            return "WATCHDOG=1" if self.settings.watchdog_s else ""
+        return f"EXTEND_TIMEOUT_USEC={(self.settings.every_s + EXTEND_SPARE_S) * 1e6:.0f}"
+
+    def status(self):
+        if self.stopping is not None:
+            return "stopping: finishing the tasks that run"
+        if self.connecting is not None and not (self.unknown and self.ready):
+            return "connecting to the broker"
+        return f"ready, but the watchdog is off: {self.unknown}" if self.unknown else "ready"
+
+
+def send(address, *lines):
+    """One datagram to systemd, by a socket that no green library has replaced."""
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+        try:
+            sock.settimeout(SEND_TIMEOUT_S)
+            sock.sendto("\n".join(lines).encode(errors="replace"), address)
+        finally:
+            sock.close()
+    except OSError as error:
+        _complain("systemd is not told", error)
+
+
+def give_back(consumer):
+    """Give all messages that are not acknowledged back to a broker that would not do so by itself, as AMQP does."""
+    # Acknowledgements of finished tasks wait for a loop that no longer runs. Other callbacks must not run here: they
+    # could take messages.
+    consumer.perform_pending_operations()
+    waiting = consumer.hub._ready if consumer.hub else set()
+    with contextlib.suppress(KeyError):  # A thread of Celery's may take the last one.
+        while waiting:
+            callback = waiting.pop()
+            if getattr(getattr(callback, "fun", None), "__name__", "") in ("ack_log_error", "reject_log_error"):
+                callback()
+    channel = consumer.task_consumer.channel
+    restore = getattr(getattr(channel, "qos", None), "restore_unacked_once", None)
+    if restore:
+        restore()
+
+
+# ---- what Celery calls ----
+
+
+class Notifier:
+    """The receivers of Celery's signals and of the bootstep, and the threads."""
+
+    def __init__(self):
+        self.pid = 0
+        self.consumer = None
+        self.pool = ""
+        self.said = ""
+        # Which start of the consumer it is that ticks.
+        self.run = None
+        self.asked = False
+        self.closing = False
+
+    def install(self):
+        """In the main process, worker_init comes after this was imported and before anything is set up."""
+        try:
+            from celery import signals
+        except ImportError as error:
+            _complain("switched off", error)
+        else:
+            signals.worker_init.connect(self.on_init, weak=False)
+
+    def give_up(self, error):
+        """A worker that cannot be watched is taken as one that lives."""
+        reason = f"{type(error).__name__}: {error}".replace("\n", " ")
+        _complain("the watchdog is off", reason)
+        if self.pid:
+            self.health.unknown = reason
+            self.tell_status()
+
+    def tell(self, *lines):
+        if self.settings.address and os.getpid() == self.pid:
+            send(self.settings.address, *lines)
+
+    def tell_status(self, status=""):
+        status = status or self.health.status()
+        if status != self.said:
+            self.said = status
+            self.tell(f"STATUS={status}")
+
+    def on_init(self, sender=None, **_):
+        if self.pid:
+            return
+        self.settings = Settings(os.environ)
+        self.health = Health(self.settings, time.monotonic())
+        self.pid = os.getpid()
+        self.start(sender)
+
+    @_guarded
+    def start(self, worker):
+        from celery import signals
+
+        # What must be told comes first, should any of the rest fail.
+        signals.worker_ready.connect(self.on_ready, weak=False)
+        signals.worker_shutting_down.connect(self.on_shutting_down, weak=False)
+        self.tell_status()
+        self.sleep, self.start_thread = _original("time", "sleep"), _original("_thread", "start_new_thread")
+        if self.settings.address:
+            self.start_thread(self.watch, ())
+        worker.app.steps["consumer"].add(consumer_step(self))
+        if not faulthandler.is_enabled():
+            faulthandler.enable(2)
+            os.register_at_fork(after_in_child=faulthandler.disable)
+
+    @_guarded
+    def on_ready(self, **_):
+        self.health.ready = True
+        # The loop is about to run.
+        self.health.tick(time.monotonic())
+        self.tell("READY=1")
+        self.tell_status()
+
+    @_guarded
+    def on_shutting_down(self, how="Warm", **_):
+        if self.health.stopping is None:
+            self.tell("STOPPING=1")
+        self.stop(cold=how == "Cold")
+
+    def stop(self, cold=False):
+        if self.health.stopping is not None or os.getpid() != self.pid:
+            return
+        self.health.stopping = time.monotonic()
+        self.tell_status()
+        if cold or self.consumer is None:
+            return
+        if getattr(self.consumer.pool, "is_green", False):
+            # Their sockets are of use in their own thread alone.
+            self.consumer.pool.spawn_n(self.limit_shutdown, time.sleep)
+        else:
+            self.start_thread(self.limit_shutdown, (self.sleep,))
+
+    # ---- the bootstep ----
+
+    @_guarded
+    def on_consumer(self, consumer):
+        self.consumer = consumer
+        self.pool = type(consumer.pool).__module__.rpartition(".")[2]
+        if self.pool == "solo" or consumer.pool.is_green:
+            from celery import signals
+
+            signals.task_prerun.connect(self.on_task_prerun, weak=False)
+            signals.task_postrun.connect(self.on_task_postrun, weak=False)
+
+    def on_task_prerun(self, **_):
+        self.health.tasks += 1
+
+    def on_task_postrun(self, **_):
+        self.health.tasks -= 1
+
+    @_guarded
+    def on_consumer_start(self):
+        self.run, self.asked = object(), False
+        self.consumer.timer.call_after(TICK_EVERY_S, self.on_timer, (self.run,))
+
+    @_guarded
+    def on_timer(self, run):
+        # The timer outlives a connection, and each start of the consumer has its own chain of ticks.
+        if run is not self.run:
+            return
+        self.consumer.timer.call_after(TICK_EVERY_S, self.on_timer, (run,))
+        if self.consumer.hub or self.pool not in ("solo", "thread"):
+            self.on_tick()
+        elif not self.asked:
+            # Here the timer is a thread beside the loop. Other pools may make this loop wait for a free process.
+            self.asked = True
+            self.consumer.call_soon(self.on_tick)
+
+    @_guarded
+    def on_tick(self):
+        self.asked = False
+        self.health.tick(time.monotonic())
+        self.tell_status()
+
+    @_guarded
+    def on_consumer_stop(self):
+        self.run = None
+        self.health.connect(time.monotonic())
+        self.tell_status()
+
+    @_guarded
+    def on_consumer_close(self):
+        """It stops for good, be it without a signal: by remote control, or for an error."""
+        self.stop()
+
+    def on_consumer_shutdown(self):
+        """Its tasks have ended, and Celery itself gives back what is left; two at once would hinder each other."""
+        self.closing = True
+
+    # ---- the threads ----
+
+    def watch(self):
+        while self.settings.watchdog_s or not self.health.ready:
+            self.on_watch()
+            self.sleep(self.settings.every_s)
+
+    @_guarded
+    def on_watch(self):
+        now = time.monotonic()
+        due, trouble = self.health.due(now), self.health.trouble(now)
+        if due:
+            self.tell(due)
+        if trouble:
+            _complain("systemd is to end this worker", trouble)
+            self.tell_status(f"to be ended by systemd: {trouble}")
+
+    def limit_shutdown(self, sleep):
+        settings, consumer = self.settings, self.consumer
+        sleep(settings.stop_timeout_s - settings.margin_s)
+        if self.pool == "prefork" and cold_shutdown_works() and not self.closing:
+            self.tell_status("stopping: ending the tasks that run")
+            # This was its soft shutdown.
+            consumer.app.conf.worker_soft_shutdown_timeout = 0
+            os.kill(self.pid, signal.SIGQUIT)
+            sleep(settings.margin_s / 2)
+        if self.closing:
+            return
+        try:
+            give_back(consumer)
+            _complain("not stopped in time", "it ends now, and unfinished messages are back at the broker")
+        except Exception as error:  # noqa: BLE001 - it ends, come what may
+            if self.closing:
+                return
+            _complain("not stopped in time", f"messages are not given back: {type(error).__name__}: {error}")
+        # systemd is about to kill it. Children are killed by the kernel when their parent ends.
+        os._exit(0)
+
+
+def cold_shutdown_works():
+    """Whether SIGQUIT in the middle of a warm shutdown gives messages back: since Celery 5.5 it does."""
+    worker = sys.modules.get("celery.apps.worker")
+    return hasattr(worker, "on_cold_shutdown") and callable(signal.getsignal(signal.SIGQUIT))
+
+
+def consumer_step(notifier):
+    """The bootstep of the consumer; what it is derived from must not be imported before Celery has patched."""
+    from celery import bootsteps
+    from celery.worker.consumer.tasks import Tasks
+
+    class Notify(bootsteps.StartStopStep):
+        # By the class: a name that is none would fail the worker, and not this import.
+        requires = (Tasks,)
+
+        def __init__(self, consumer, **kwargs):
+            super().__init__(consumer, **kwargs)
+            notifier.on_consumer(consumer)
+
+        def start(self, consumer):
+            notifier.on_consumer_start()
+
+        def stop(self, consumer):
+            notifier.on_consumer_stop()
+
+        terminate = stop
+
+        def close(self, consumer):
+            notifier.on_consumer_close()
+
+        def shutdown(self, consumer):
+            notifier.on_consumer_shutdown()
+
+    return Notify
+
+
+notifier = Notifier()
+notifier.install()
