@@ -21,8 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.vm)
             # scripts/test, and with it CI, becomes root or fails: left out by a bare pytest of another user alone.
-            no_root = "the lab's machines need root; scripts/test asks for it"
-            item.add_marker(pytest.mark.skipif(os.geteuid() != 0, reason=no_root))
+            item.add_marker(pytest.mark.skipif(os.geteuid() != 0, reason="the machines need root; see scripts/test"))
 
 
 @pytest.fixture(scope="session")

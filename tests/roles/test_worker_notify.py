@@ -166,9 +166,6 @@ class Worker:
 
         self.waited = self.wait(beginning, lambda: found()[times - 1 : times])[0] + 1
 
-    def wait_until_ready(self) -> None:
-        self.wait_to_hear("READY=1")
-
     def wait_for_file(self, name: str) -> None:
         self.wait(name, (self.folder / name).exists)
 
@@ -215,53 +212,42 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
         worker.kill()
 
 
-def test_a_worker_says_that_it_is_ready_lives_and_stops(start: Callable[..., Worker]) -> None:
-    workers = [start("prefork"), start("threads", "filesystem://")]
+def test_a_worker_says_that_it_is_ready_lives_and_stops_be_it_idle_or_busy(start: Callable[..., Worker]) -> None:
+    """The task of a solo worker holds its loop, for longer than one may hang, and so while it stops."""
+    idle = [start("prefork"), start("threads", "filesystem://")]
+    busy = [start("solo", broker, PLIMSOLL_STOP_TIMEOUT_S="200") for broker in ("polled://", "filesystem://")]
+    workers = idle + busy
     for worker in workers:
-        worker.wait_until_ready()
-        first = worker.heard[: worker.heard.index("READY=1")]
+        worker.wait_to_hear("READY=1")
+        first = worker.heard[: worker.waited - 1]
         assert {one.partition("=")[0] for one in first} == {"STATUS", "EXTEND_TIMEOUT_USEC"}
         assert first[0] == "STATUS=connecting to the broker"
-        worker.wait_to_hear("WATCHDOG=1", times=5)
-        assert "STATUS=ready" in worker.heard
-    for worker in workers:
-        worker.process.terminate()
-    for worker in workers:
-        assert worker.wait_for_end() == 0
-        stop = worker.heard.index("STOPPING=1")
-        assert "STATUS=stopping: finishing the tasks that run" in worker.heard[stop:]
-        assert worker.heard.count("READY=1") == worker.heard.count("STOPPING=1") == 1
-        assert "plimsoll_notify:" not in worker.log() and "plimsoll_bootstrap:" not in worker.log()
-
-
-def test_a_worker_that_is_busy_lives(start: Callable[..., Worker]) -> None:
-    """The task holds the loop of a solo worker for longer than one may hang; and so while it stops."""
-    workers = [start("solo", broker, PLIMSOLL_STOP_TIMEOUT_S="200") for broker in ("polled://", "filesystem://")]
-    for worker in workers:
+    for worker in busy:
         worker.send("shop.long")
-    for worker in workers:
         worker.wait_for_file("long.started")
     time.sleep(STALE_S + 1)
     for worker in workers:
-        worker.hear()
-        worker.waited = len(worker.heard)
+        worker.waited = len(worker.hear())
         worker.wait_to_hear("WATCHDOG=1", times=3)
-    for worker in workers:
         worker.process.terminate()
     for worker in workers:
-        worker.wait_to_hear("STOPPING=1")
+        worker.wait("STOPPING=1", lambda worker=worker: "STOPPING=1" in worker.hear(), ends=True)
+    for worker in busy:
         worker.wait_to_hear("WATCHDOG=1", times=3)
         (worker.folder / "long.end").touch()
     for worker in workers:
         assert worker.wait_for_end() == 0
-        assert (worker.folder / "long.ended").exists() and worker.waiting() == []
-        assert "plimsoll_notify:" not in worker.log()
+        assert worker.heard.count("READY=1") == worker.heard.count("STOPPING=1") == 1
+        assert "STATUS=ready" in worker.heard[: worker.heard.index("STOPPING=1")]
+        assert "STATUS=stopping: finishing the tasks that run" in worker.heard[worker.heard.index("STOPPING=1") :]
+        assert (worker.folder / "long.ended").exists() == (worker in busy) and worker.waiting() == []
+        assert "plimsoll_notify:" not in worker.log() and "plimsoll_bootstrap:" not in worker.log()
 
 
 def test_a_worker_that_hangs_is_found_and_says_where(start: Callable[..., Worker]) -> None:
     workers = [start("prefork"), start("threads", "filesystem://"), start("solo", "filesystem://")]
     for worker in workers:
-        worker.wait_until_ready()
+        worker.wait_to_hear("READY=1")
         worker.wait_to_hear("WATCHDOG=1", times=2)
         (worker.folder / "hang").touch()
     hung = "STATUS=to be ended by systemd: its event loop has not run for "
