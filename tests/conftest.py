@@ -10,11 +10,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "module_utils"))
 
-# Modules import `..module_utils.plimsoll`, so library/ and module_utils/ must be siblings inside one package,
-# as AnsiballZ lays them out on a target: from as_shipped.library import linode_fleet
-_package = types.ModuleType("as_shipped")
-_package.__path__ = [str(ROOT)]
-sys.modules["as_shipped"] = _package
+# Modules import `..module_utils.plimsoll`, so both must be siblings inside one package. On a target AnsiballZ lays them
+# out as ansible.modules and ansible.module_utils; here it is: from as_shipped.modules import linode_fleet
+for _name, _folder in {"as_shipped": ROOT, "as_shipped.modules": ROOT / "library"}.items():
+    _package = types.ModuleType(_name)
+    _package.__path__ = [str(_folder)]
+    sys.modules[_name] = _package
 
 
 def load_file(path: Path, name: str) -> types.ModuleType:

@@ -135,9 +135,11 @@ def opened(source: Path) -> Iterator[Path]:
                 _unzip(source, Path(scratch))
             else:
                 with tarfile.open(source) as packed:
-                    # No absolute names, links to outside and devices; Python before 3.11.4 has no such filter.
+                    # No absolute names, links to outside and devices. Python before 3.11.4 may have no such filter.
                     packed.extraction_filter = getattr(tarfile, "data_filter", None)
-                    packed.extractall(scratch)  # noqa: S202 - by the filter
+                    if packed.extraction_filter is None:
+                        _refuse_outside(packed)
+                    packed.extractall(scratch)  # noqa: S202 - what would land elsewhere is refused, see above
                     # tarfile takes a damaged header for the end; gzip compares its checksum only at its own.
                     assert packed.fileobj is not None
                     packed.fileobj.seek(packed.offset)
@@ -162,6 +164,15 @@ def opened(source: Path) -> Iterator[Path]:
         if not any(path.is_file() for path in Path(scratch).rglob("*")):
             raise ReleaseError(f"{source}: the archive holds no file")
         yield Path(scratch)
+
+
+def _refuse_outside(packed: tarfile.TarFile) -> None:
+    """Raises TarError for what is neither file, directory nor symbolic link, or leads outside of the archive."""
+    for member in packed.getmembers():
+        leads_to = os.path.normpath(Path(member.name).parent / member.linkname if member.issym() else member.name)
+        kept = member.isfile() or member.isdir() or member.issym()
+        if not kept or ".." in Path(member.name).parts or Path(leads_to).is_absolute() or leads_to.startswith(".."):
+            raise tarfile.ReadError(f"{member.name} would land outside of it, or is no file")
 
 
 def _unzip(source: Path, target: Path) -> None:

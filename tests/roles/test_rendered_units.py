@@ -13,7 +13,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
 from ansible.utils.collection_loader import AnsibleCollectionConfig
-from as_shipped.library import host_files, worker_host
+from as_shipped.modules import host_files, worker_host
 from plimsoll.host import OLDEST_SYSTEMD, Host
 from plimsoll.hostfiles import Entry
 from plimsoll.limits import plan

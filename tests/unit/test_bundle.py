@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from as_shipped.library import log_bundle
+from as_shipped.modules import log_bundle
 from plimsoll import bundle
 from plimsoll.bundle import BundleError, listing, pack, sha256, unpack
 

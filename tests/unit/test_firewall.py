@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from as_shipped.library import linode_firewall
+from as_shipped.modules import linode_firewall
 from plimsoll import firewall
 from plimsoll.firewall import Desired, Firewall, Step, accepts, lockout, plan, plan_absent, rule_of
 from plimsoll.linode import NoAnswer, Refused

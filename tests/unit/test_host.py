@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from as_shipped.library import worker_host
+from as_shipped.modules import worker_host
 from plimsoll import host
 from plimsoll.host import Host, read, wrong
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from as_shipped.library import host_files
+from as_shipped.modules import host_files
 from plimsoll import hostfiles
 from plimsoll.hostfiles import Change, Entry, fragment, load, plan, read, save, unit_of, write
 

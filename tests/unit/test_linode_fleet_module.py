@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from as_shipped.library import linode_fleet
+from as_shipped.modules import linode_fleet
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExample me@laptop"
 TAG = "plimsoll-fleet-workers"

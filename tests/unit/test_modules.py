@@ -23,7 +23,7 @@ SECRET = re.compile("token|password|environment|secret")
 
 @pytest.fixture(params=MODULES)
 def module(request: Any) -> types.ModuleType:
-    return importlib.import_module(f"as_shipped.library.{request.param}")
+    return importlib.import_module(f"as_shipped.modules.{request.param}")
 
 
 def name(module: types.ModuleType) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from as_shipped.library import app_archive, app_release, celery_ping
+from as_shipped.modules import app_archive, app_release, celery_ping
 from plimsoll import release
 from plimsoll.release import (
     ReleaseError,
@@ -239,6 +239,7 @@ def git_archive(repository: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize("name", ["shop.tar", "shop.tar.gz", "shop.tgz"])
+@pytest.mark.usefixtures("each_python")
 def test_what_git_archives_makes_the_release_that_its_directory_makes(repository: Path, name: str) -> None:
     with opened(git_archive(repository, name)) as unpacked:
         assert [name for name, _ in members(unpacked)] == [name for name, _ in members(repository)]
@@ -332,6 +333,13 @@ def untouched(out: Path) -> bool:
     return [(path.name, path.read_text()) for path in out.iterdir()] == [("there", "mine")]
 
 
+@pytest.fixture(params=["tarfile's filter", "Python before 3.11.4"])
+def each_python(request: Any, monkeypatch: Any) -> None:
+    if request.param != "tarfile's filter":
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+
+
+@pytest.mark.usefixtures("each_python")
 @pytest.mark.parametrize("how", OUTSIDE)
 def test_an_archive_that_would_write_elsewhere_is_refused_by_name(tmp_path: Path, out: Path, how: str) -> None:
     archive = tmp_path / "shop.tar"

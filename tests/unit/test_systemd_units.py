@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from as_shipped.library import systemd_units, worker_drain
+from as_shipped.modules import systemd_units, worker_drain
 from plimsoll.units import PROPERTIES, State, Step, Wanted, parse, plan
 
 SALES, GATE, TARGET = "celery-worker@sales.service", "celery-worker@gate.service", "celery-workers.target"
