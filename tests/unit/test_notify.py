@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -330,6 +331,90 @@ def test_it_tells_how_a_worker_starts_lives_and_stops(begin: Callable[..., Any],
     process.consumer.second()
     process.on_watch()
     assert systemd.heard() == ["STATUS=ready", "WATCHDOG=1"]
+
+
+def hang(process: Any) -> None:
+    """Until it is given up, if it is."""
+    process.on_ready()
+    for _ in range(2):
+        process.now += 31
+        process.on_watch()
+    for thread in process.started[1:]:
+        thread()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_a_loop_that_hangs_at_two_looks_is_given_up_for_good(
+    begin: Callable[..., Any], systemd: Systemd, pool: str
+) -> None:
+    process = begin(systemd, pool=pool, hub=SimpleNamespace(_ready=set()))
+    hang(process)
+    assert systemd.heard()[-1] == "WATCHDOG=trigger" and len(process.started) == 2
+    # The sockets of a green pool are of use in their own thread alone.
+    assert process.consumer.did == (["performed", "restored"] if pool == "prefork" else [])
+    process.consumer.second()
+    process.on_watch()
+    process.on_watch()
+    assert systemd.heard() == ["STATUS=ready"] and len(process.started) == 2
+
+
+def test_a_rescue_that_fails_is_said_and_systemd_ends_the_worker_all_the_same(
+    begin: Callable[..., Any], systemd: Systemd, capfd: Any
+) -> None:
+    process = begin(systemd)
+    process.consumer.task_consumer = None
+    hang(process)
+    assert systemd.heard()[-1] == "WATCHDOG=trigger"
+    assert "messages are not given back: AttributeError" in capfd.readouterr().err
+
+
+def test_one_that_is_not_connected_or_stops_holds_nothing_to_give_back(begin: Callable[..., Any]) -> None:
+    process = begin(NOTIFY_SOCKET="@nobody")
+    process.health.connecting = -1e6
+    process.on_watch()
+    process.on_shutting_down()
+    process.now += 1e6
+    process.on_watch()
+    process.on_watch()
+    assert process.health.trouble(process.now) and len(process.started) == 2, "the watch, and the limit of the shutdown"
+
+
+@pytest.mark.parametrize("handed", [b"*2\r\n$4\r\ngate\r\n$7\r\nmessage\r\n", b"*-1\r\n", b""])
+def test_what_redis_has_handed_out_and_nobody_has_read_goes_back(handed: bytes) -> None:
+    """A message, none within BRPOP's time, and none when it was ended."""
+    import redis
+
+    received: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            """The worker's connection until its end, and the one that gives back."""
+            for answer in (handed, b":1\r\n")[: 1 + (len(handed) > 9)]:
+                with listener.accept()[0] as one:
+                    while not received or not received[-1].endswith((b"gate\r\n", b"message\r\n")):
+                        received.append(one.recv(4096))
+                    one.sendall(answer)
+                    # The worker must have ended its half by now, or this waits until the test fails.
+                    received.append(one.recv(4096))
+
+        serving = threading.Thread(target=serve, daemon=True)
+        serving.start()
+        # With no greeting that would have to be answered.
+        plain: Any = {"port": listener.getsockname()[1], "redis_connect_func": lambda one: one._parser.on_connect(one)}
+        client = redis.Redis(**plain, single_connection_client=True)
+        channel = SimpleNamespace(
+            _in_poll=client.connection,
+            client=client,
+            connection_errors=(redis.ConnectionError, OSError),
+            conn_or_acquire=lambda: contextlib.nullcontext(redis.Redis(**plain)),
+        )
+        assert client.connection
+        client.connection.send_command("BRPOP", "gate")
+        plimsoll_notify.return_unread(channel)
+        client.close()
+        serving.join(10)
+    assert not serving.is_alive() and channel._in_poll is None
+    assert any(b"RPUSH\r\n$4\r\ngate\r\n$7\r\nmessage" in one for one in received) == (len(handed) > 9)
 
 
 def test_a_worker_without_its_broker_is_fed_for_the_grace(begin: Callable[..., Any], systemd: Systemd) -> None:

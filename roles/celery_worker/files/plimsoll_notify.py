@@ -21,12 +21,14 @@ STATUS=               what the worker is at, for `systemctl status`
 EXTEND_TIMEOUT_USEC=  until READY=1, while the worker is well: a broker that is down is not to run the unit into
                       TimeoutStartSec= and its start limit
 WATCHDOG=1            after READY=1, four times in WATCHDOG_USEC, while the worker is well
+WATCHDOG=trigger      once its event loop has hung for most of WATCHDOG_USEC; systemd 243 or later need not wait longer
 
 The worker is well while its own event loop has run within half of WATCHDOG_USEC. Where it cannot run, it has longer:
 until it is connected to the broker, the grace; while a task holds it, and while the worker stops, the stop timeout. A
-worker that is not well gets SIGABRT from systemd, upon which faulthandler prints where every thread hangs. With a
-prefork pool and a broker that Celery does not read asynchronously (neither Redis nor AMQP), and with green pools, it is
-the timer and not the consumer that is known to run.
+worker that is not well gets SIGABRT from systemd, upon which faulthandler prints where every thread hangs. Before
+that, what a hung loop had taken from the broker is given back from here, except with green pools. With a prefork pool
+and a broker that Celery does not read asynchronously (neither Redis nor AMQP), and with green pools, it is the timer
+and not the consumer that is known to run.
 
 A warm shutdown that takes too long would end in SIGKILL, and what the worker had taken from Redis would come back after
 the visibility timeout, an hour. So, a margin before the stop timeout (the larger of 5 s and a tenth, at most half), it
@@ -58,6 +60,8 @@ WATCH_EVERY_S = 10.0
 EXTEND_SPARE_S = 30.0
 # The manager may be busy, as when it is reloaded; the worker is not to wait for it for long.
 SEND_TIMEOUT_S = 5.0
+# For a broker that is to end a connection that it was asked to end.
+REPLY_TIMEOUT_S = 2.0
 
 _complained = set()
 
@@ -180,6 +184,10 @@ class Health:
                 limit = max(limit, settings.stop_timeout_s)
         return f"{what} for {now - since:.0f} s" if now - since > limit else ""
 
+    def hangs(self):
+        """Whether it is the event loop that is at fault, where there is trouble."""
+        return self.ready and self.stopping is None and self.connecting is None
+
     def due(self, now):
         """What is to be sent now, if anything."""
         if self.trouble(now):
@@ -226,6 +234,25 @@ def give_back(consumer):
     restore = getattr(getattr(channel, "qos", None), "restore_unacked_once", None)
     if restore:
         restore()
+    return_unread(channel)
+
+
+def return_unread(channel):
+    """Give back what Redis has handed out in reply to BRPOP and the worker has not read: nothing else knows of it."""
+    connection = getattr(channel, "_in_poll", None)
+    if not connection:
+        return
+    # That no message is handed out after this one. By a descriptor of its own, as TLS would end both directions.
+    with contextlib.closing(_socket.socket(fileno=os.dup(connection._sock.fileno()))) as sock:
+        sock.shutdown(_socket.SHUT_WR)
+    reply = None
+    with contextlib.suppress(*channel.connection_errors):  # It ends without a message.
+        if connection.can_read(timeout=REPLY_TIMEOUT_S):
+            reply = channel.client.parse_response(connection, "BRPOP")
+    channel._in_poll = None
+    if reply:
+        with channel.conn_or_acquire() as client:
+            client.rpush(*reply)
 
 
 # ---- what Celery calls ----
@@ -239,6 +266,8 @@ class Notifier:
         self.consumer = None
         self.pool = ""
         self.said = ""
+        # How often in a row the loop was found to hang. The second time it is given up, whatever it does then.
+        self.hung = 0
         # Which start of the consumer it is that ticks.
         self.run = None
         self.asked = False
@@ -390,11 +419,25 @@ class Notifier:
     def on_watch(self):
         now = time.monotonic()
         due, trouble = self.health.due(now), self.health.trouble(now)
-        if due:
+        if due and self.hung < 2:
             self.tell(due)
         if trouble:
             _complain("systemd is to end this worker", trouble)
             self.tell_status(f"to be ended by systemd: {trouble}")
+        if self.hung < 2:
+            self.hung = self.hung + 1 if trouble and self.health.hangs() else 0
+            if self.hung == 2:
+                # What hangs may hold a lock that this needs; systemd is to be told of the trouble all the same.
+                self.start_thread(self.rescue, ())
+
+    def rescue(self):
+        """Give back what a hung loop holds, and have the worker ended before the loop could take more."""
+        try:
+            if not self.consumer.pool.is_green:
+                give_back(self.consumer)
+        except Exception as error:  # noqa: BLE001 - it is ended, come what may
+            _complain("messages are not given back", f"{type(error).__name__}: {error}")
+        self.tell("WATCHDOG=trigger")
 
     def limit_shutdown(self, sleep):
         settings, consumer = self.settings, self.consumer
