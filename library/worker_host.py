@@ -50,6 +50,14 @@ options:
     description: Whether a host on cgroup v1 will do.
     type: bool
     default: false
+  guard:
+    description: Whether the memory guard is to run on the host.
+    type: bool
+    default: false
+  guard_pressure:
+    description: Whether the guard is to go by pressure (PSI) too.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -88,6 +96,8 @@ SPEC = {
     "slice_memory_max": {"type": "str", "default": ""},
     "beat_memory_max": {"type": "str", "default": ""},
     "cgroup_v1": {"type": "bool", "default": False},
+    "guard": {"type": "bool", "default": False},
+    "guard_pressure": {"type": "bool", "default": False},
 }
 
 
@@ -141,7 +151,7 @@ def main():
         changed=False,
         host=host.as_data(),
         limits=made.as_data(),
-        wrong=[*wrong(host, given["cgroup_v1"]), *made.wrong],
+        wrong=[*wrong(host, given["cgroup_v1"], given["guard"], given["guard_pressure"]), *made.wrong],
     )
 
 

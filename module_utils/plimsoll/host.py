@@ -92,10 +92,11 @@ def _promised(systemctl: str) -> dict[str, int]:
     }
 
 
-def wrong(host: Host, cgroup_v1: bool) -> list[str]:
+def wrong(host: Host, cgroup_v1: bool, guard: bool = False, pressure: bool = False) -> list[str]:
     """Why workers cannot be bounded on this host, a sentence each that says what holds and the way out.
 
-    cgroup_v1: whether the user accepts what is left of the limits there.
+    cgroup_v1: whether the user accepts what is left of the limits there. guard: whether the memory guard is to run, and
+    pressure: whether it is to go by PSI too.
     """
     if host.init != "systemd":
         return [f"this host runs {host.init}; the limits of the workers are systemd's"]
@@ -106,7 +107,18 @@ def wrong(host: Host, cgroup_v1: bool) -> list[str]:
         found.append(
             "this host is on cgroup v1: there MemoryMax, TasksMax, CPUWeight, restarts and the watchdog hold, and"
             " MemoryHigh, MemorySwapMax, OOMPolicy=kill as one kill, PSI, the guard and the sampler's cgroup figures do"
-            " not; boot it with systemd.unified_cgroup_hierarchy=1, or set celery_worker_cgroup_v1: true to go without"
+            " not; boot it with systemd.unified_cgroup_hierarchy=1, or set celery_worker_cgroup_v1: true and"
+            ' rss_sampler_guard: "off" to go without'
+        )
+    elif host.cgroup == 1 and guard:
+        found.append(
+            'this host is on cgroup v1, where the memory guard sees nothing: set rss_sampler_guard: "off" for it;'
+            " MemoryMax alone holds there, and kills a worker in its tasks"
+        )
+    elif guard and pressure and not host.psi:
+        found.append(
+            "this kernel tells no pressure (PSI): boot it with psi=1, or set rss_sampler_guard_pressure: 0, with which"
+            " the guard goes by MemoryHigh alone; all limits hold without it"
         )
     if not host.memory_controller:
         found.append(

@@ -35,7 +35,7 @@ class Wanted:
 class State:
     """A unit as systemd has it. began in seconds of CLOCK_MONOTONIC, None if it never started; files are its own.
 
-    waiting: it ended, and systemd is about to start it once more.
+    starting: active, and not yet ready. waiting: it ended, and systemd is about to start it once more.
     """
 
     found: bool
@@ -45,6 +45,7 @@ class State:
     stale: bool
     files: tuple[str, ...]
     began: float | None
+    starting: bool = False
     waiting: bool = False
 
 
@@ -63,6 +64,7 @@ def parse(shown: str) -> dict[str, State]:
         states[one.get("Id", "")] = State(
             found=one.get("LoadState") == "loaded",
             active=one.get("ActiveState") in RUNS and not waiting,
+            starting=one.get("ActiveState") == "activating" and not waiting,
             waiting=waiting,
             failed=one.get("ActiveState") == "failed",
             # enabled-runtime ends with the next boot.
@@ -139,6 +141,9 @@ def plan(wanted: Sequence[Wanted], states: Mapping[str, State], changed: Mapping
             newer = [path for path in (*state.files, *one.files) if changed.get(path, 0.0) > (state.began or 0.0)]
             if newer or state.stale:
                 action, reason = "restart", f"runs something older than {', '.join(newer) or 'its unit file'}"
+            elif state.starting:
+                # One that fails time and again is so most of the time; this waits for how it goes.
+                action, reason = "start", "not ready yet"
         if enable is not None or action:
             steps.append(Step(one.name, enable, action, reason))
     return steps

@@ -227,6 +227,7 @@ def test_a_host_that_has_it_all_has_nothing_wrong() -> None:
             "this host is on cgroup v1: there MemoryMax, ",
             "boot it with systemd.unified_cgroup_hierarchy=1, or set celery_worker_cgroup_v1: true",
         ),
+        ({"psi": False}, "this kernel tells no pressure (PSI)", "set rss_sampler_guard_pressure: 0"),
         ({"memory_controller": False}, "this kernel's memory controller is off", "take cgroup_disable=memory off"),
         # It is not on cgroup v1 either.
         ({"cgroup": 0, "memory_controller": False}, "this kernel's memory controller is off", "kernel's command line"),
@@ -234,7 +235,7 @@ def test_a_host_that_has_it_all_has_nothing_wrong() -> None:
     ],
 )
 def test_what_a_host_lacks_is_one_sentence_with_a_way_out(lacks: dict[str, Any], what: str, way_out: str) -> None:
-    (said,) = wrong(replace(GOOD, **lacks), cgroup_v1=False)
+    (said,) = wrong(replace(GOOD, **lacks), cgroup_v1=False, guard=True, pressure=True)
     assert said.startswith(what) and way_out in said and "\n" not in said
 
 
@@ -243,8 +244,15 @@ def test_all_that_a_host_lacks_is_told_at_once() -> None:
     assert len(wrong(replace(GOOD, **lacks), cgroup_v1=False)) == 4
 
 
+@pytest.mark.parametrize(("guard", "pressure"), [(False, True), (True, False)])
+def test_pressure_is_asked_for_by_a_guard_alone_that_goes_by_it(guard: bool, pressure: bool) -> None:
+    assert wrong(replace(GOOD, psi=False), cgroup_v1=False, guard=guard, pressure=pressure) == []
+
+
 def test_cgroup_v1_can_be_accepted_and_nothing_else_with_it() -> None:
-    assert wrong(replace(GOOD, cgroup=1), cgroup_v1=True) == []
+    assert wrong(replace(GOOD, cgroup=1, psi=False), cgroup_v1=True) == []
+    (said,) = wrong(replace(GOOD, cgroup=1, psi=False), cgroup_v1=True, guard=True, pressure=True)
+    assert "the memory guard sees nothing" in said and 'set rss_sampler_guard: "off"' in said
     (said,) = wrong(replace(GOOD, cgroup=1, memory_controller=False), cgroup_v1=True)
     assert "memory controller is off" in said
 
@@ -298,6 +306,11 @@ def test_what_is_wrong_is_told_of_host_and_limits_without_a_failure(root: Root, 
     assert "failed" not in told
     assert ["cgroup v1" in told["wrong"][0], "'lots' is no size" in told["wrong"][1]] == [True, True]
     assert run({"name": "sales"}, cgroup_v1=True)["wrong"] == []
+    guarded = {"guard": True, "guard_pressure": True}
+    assert "rss_sampler_guard" in run({"name": "sales"}, cgroup_v1=True, **guarded)["wrong"][0]
+    root.put("sys/fs/cgroup/cgroup.controllers", "memory")
+    root.take("proc/pressure/memory")
+    assert "rss_sampler_guard_pressure: 0" in run({"name": "sales"}, **guarded)["wrong"][0]
 
 
 def test_a_workers_own_sizes_take_the_place_of_all_workers_sizes_and_not_one_of_them_alone(run: Run) -> None:

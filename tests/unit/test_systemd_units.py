@@ -118,7 +118,7 @@ def test_paths_are_read_as_systemd_writes_them(shown: str, paths: list[str]) -> 
 def test_what_runs_and_what_failed(active: str, sub: str, runs: bool, failed: bool) -> None:
     (state,) = parse(f"Id=a.service\nActiveState={active}\nSubState={sub}\n").values()
     assert (state.active, state.failed) == (runs, failed)
-    assert state.waiting == sub.startswith("auto-restart")
+    assert (state.waiting, state.starting) == (sub.startswith("auto-restart"), sub == "start")
 
 
 @pytest.mark.parametrize(
@@ -192,6 +192,14 @@ def test_a_file_that_this_run_would_write_counts_as_newer() -> None:
     (step,) = one(RUNS, {**OLD, "/opt/celery/current": float("inf")}, files=("/opt/celery/current",))
     assert (step.action, step.reason) == ("restart", "runs something older than /opt/celery/current")
     assert one(RUNS, {**OLD, "/of/another": float("inf")}) == []
+
+
+def test_a_unit_that_is_not_ready_yet_is_waited_for() -> None:
+    """One that fails at each start is not ready yet most of the time."""
+    state = replace(RUNS, starting=True)
+    assert one(state) == [Step(SALES, None, "start", "not ready yet")]
+    assert [step.action for step in one(state, {**OLD, RUNS.files[0]: 2000.0})] == ["restart"]
+    assert [step.action for step in one(state, running=False)] == ["stop"]
 
 
 def test_a_unit_that_waits_to_be_started_again_is_started_now() -> None:

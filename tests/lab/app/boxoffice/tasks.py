@@ -33,6 +33,9 @@ app.conf.task_routes = {
     "boxoffice.tasks.*": {"queue": "gate"},
 }
 
+# Where celery-beat runs, which is in one test alone.
+app.conf.beat_schedule = {"count": {"task": "boxoffice.tasks.number", "schedule": 5, "args": (0,)}}
+
 CLOSED = "boxoffice.closed"
 # Where numbered tasks are counted, by number, in the Redis of BOXOFFICE_LEDGER or else of the broker.
 DONE = "boxoffice.done"

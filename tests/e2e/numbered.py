@@ -1,0 +1,82 @@
+"""Numbered tasks under steady load, one fault in the middle, and how often each was done in the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+from .lab_fleet import IN_APP, Fleet
+
+# Back after a fault that needs the visibility timeout (30 s), on a slow machine.
+PATIENCE_S = 240
+COUNT = 40
+# Of the worker that runs them, on demo-2.
+UNIT = "celery-worker@gate.service"
+PID = f"systemctl show --value -p MainPID {UNIT}"
+HANG = f"""{IN_APP} -c 'from boxoffice import app; app.control.broadcast("hang", destination=["gate@demo-2"])'"""
+
+
+@dataclass(frozen=True)
+class Row:
+    fault: str
+    graceful: bool
+    done: int
+    twice: int
+    seconds: float
+
+
+def table(rows: list[Row]) -> str:
+    lines = [f"\n{'fault':<28} {'to be done':<14} {'sent':>4} {'done':>4} {'twice':>5} {'seconds':>7}"]
+    for row in rows:
+        wanted = "exactly once" if row.graceful else "at least once"
+        lines.append(f"{row.fault:<28} {wanted:<14} {COUNT:>4} {row.done:>4} {row.twice:>5} {row.seconds:>7.0f}")
+    return "\n".join(lines)
+
+
+def counts(fleet: Fleet) -> dict[int, int]:
+    """How often each number was done. A Redis that is restarted answers later."""
+    password = (fleet.home / "lab" / "redis_password").read_text().split()[0]
+    ran = fleet.lab("ssh", "demo-1", f"REDISCLI_AUTH={password} redis-cli hgetall boxoffice.done")
+    numbers = [int(line) for line in ran.output.splitlines() if line.isdigit()]
+    return dict(zip(numbers[::2], numbers[1::2]))
+
+
+def under_load(
+    fleet: Fleet,
+    rows: list[Row],
+    fault: str,
+    graceful: bool,
+    act: tuple[str, str] | None = None,
+    options: str = "",
+    sender: str = "demo-1",
+    first: int = 1000,
+) -> None:
+    """Send from a host, do what act says (host, command) once some are done, and wait until all are."""
+    first += 1000 * len(rows)
+    sent = f"{IN_APP} -m boxoffice.numbers {first} {COUNT} {options}"
+    sending = threading.Thread(target=fleet.lab, args=("ssh", sender, sent))
+    sending.start()
+
+    def done() -> dict[int, int]:
+        return {n: times for n, times in counts(fleet).items() if first <= n < first + COUNT}
+
+    deadline = time.monotonic() + PATIENCE_S
+    while len(done()) < 6:
+        assert time.monotonic() < deadline, f"{fault}: the load did not begin"
+        time.sleep(1)
+    if act:
+        fleet.lab("ssh", *act)
+    began = time.monotonic()
+    sending.join()
+    while len(found := done()) < COUNT and time.monotonic() < deadline:
+        time.sleep(2)
+    seconds = time.monotonic() - began
+    # As long as one that is done twice would take to show.
+    time.sleep(3)
+    found = done()
+    row = Row(fault, graceful, len(found), sum(times > 1 for times in found.values()), seconds)
+    rows.append(row)
+    assert row.done == COUNT, f"{row}: not done are {sorted(set(range(first, first + COUNT)) - set(found))}"
+    if graceful:
+        assert row.twice == 0, f"{row}: {[n for n, times in found.items() if times > 1]}"
