@@ -10,7 +10,8 @@ short_description: Reads what a host offers to Celery workers, and computes thei
 version_added: "0.2.0"
 author: the plimsoll contributors
 description:
-  - Reads the host's memory, cgroup version, pressure figures, systemd and Python, and the workers that are installed.
+  - Reads the host's memory, cgroup version, pressure figures, systemd and Python, and the workers and releases that are
+    installed.
   - Shares its memory out among the workers that are declared, and says how it came to each limit.
   - Changes nothing. What cannot be is in C(wrong), and does not fail the module, so that a role can say all at once.
 attributes:
@@ -26,6 +27,10 @@ options:
     type: list
     elements: dict
     required: true
+  home:
+    description: Directory of the releases.
+    type: path
+    default: /opt/celery
   memory_high:
     description: MemoryHigh of workers that have none of their own. Empty to compute it.
     type: str
@@ -83,6 +88,8 @@ wrong:
   returned: always
 """
 
+from pathlib import Path
+
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.plimsoll.host import read, wrong
@@ -90,6 +97,7 @@ from ..module_utils.plimsoll.limits import Worker, plan
 
 SPEC = {
     "workers": {"type": "list", "elements": "dict", "required": True},
+    "home": {"type": "path", "default": "/opt/celery"},
     "memory_high": {"type": "str", "default": ""},
     "memory_max": {"type": "str", "default": ""},
     "reserved": {"type": "str", "default": ""},
@@ -133,7 +141,7 @@ def main():
     module = AnsibleModule(SPEC, supports_check_mode=True)
     given = module.params
     try:
-        host = read()
+        host = read(Path(given["home"]))
         workers = [worker(one, given) for one in given["workers"]]
     except OSError as error:
         module.fail_json(msg=f"worker_host: {error}")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .release import installed_releases
+
 # 247 is Debian 11's: the oldest that knows every key of the units that is written without a condition.
 OLDEST_SYSTEMD = 247
 WORKERS = Path("/etc/systemd/system")
@@ -21,7 +23,7 @@ class Host:
     """memory in bytes; cgroup 0 (none), 1 or 2; systemd's version, 0 where the host's first process is another.
 
     others: MemoryMax in bytes by unit, of brokers on the host; workers: those that a former run installed.
-    beat: whether celery-beat is installed.
+    beat: whether celery-beat is installed; releases: digests of the application's that are installed whole.
     """
 
     memory: int
@@ -35,17 +37,20 @@ class Host:
     others: Mapping[str, int]
     workers: tuple[str, ...]
     beat: bool = False
+    releases: tuple[str, ...] = ()
 
     def as_data(self) -> dict[str, Any]:
-        return {**vars(self), "others": dict(self.others), "workers": list(self.workers)}
+        listed = {name: list(value) for name, value in vars(self).items() if isinstance(value, tuple)}
+        return {**vars(self), **listed, "others": dict(self.others)}
 
 
-def read(root: Path = Path("/"), systemctl: str = "systemctl") -> Host:
-    """This host. Raises OSError where /proc is not to be read."""
+def read(home: Path, root: Path = Path("/"), systemctl: str = "systemctl") -> Host:
+    """This host; home is where its releases are. Raises OSError where /proc is not to be read."""
     meminfo = (root / "proc/meminfo").read_text()
     total = re.search(r"^MemTotal:\s+(\d+) kB", meminfo, re.MULTILINE)
     if total is None:
         raise OSError(f"{root / 'proc/meminfo'}: no MemTotal in it")
+    under_home = root / home.relative_to("/")
     init = (root / "proc/1/comm").read_text().strip()
     controllers = root / "sys/fs/cgroup/cgroup.controllers"
     unified = controllers.exists()
@@ -64,6 +69,7 @@ def read(root: Path = Path("/"), systemctl: str = "systemctl") -> Host:
         others=_promised(systemctl) if init == "systemd" else {},
         workers=tuple(sorted(one[1] for one in found if one)),
         beat=(root / WORKERS.relative_to("/") / "celery-beat.service").exists(),
+        releases=installed_releases(under_home),
     )
 
 

@@ -290,6 +290,10 @@ def build(
         pack(archive, [*entries, ("requirements.lock", lock)])
 
 
+def installed_releases(home: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.parent.name for path in (home / "releases").glob("*/.complete")))
+
+
 def installed(home: Path, name: str) -> bool:
     """Whether the release is there whole."""
     return (home / "releases" / name / ".complete").exists()

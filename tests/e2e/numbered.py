@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from .lab_fleet import IN_APP, Fleet
+from .lab_fleet import IN_APP, Fleet, Ran
 
 # Back after a fault that needs the visibility timeout (30 s), on a slow machine.
 PATIENCE_S = 240
@@ -55,7 +55,8 @@ def under_load(
     """Send from a host, do what act says (host, command) once some are done, and wait until all are."""
     first += 1000 * len(rows)
     sent = f"{IN_APP} -m boxoffice.numbers {first} {COUNT} {options}"
-    sending = threading.Thread(target=fleet.lab, args=("ssh", sender, sent))
+    came: list[Ran] = []
+    sending = threading.Thread(target=lambda: came.append(fleet.lab("ssh", sender, sent)))
     sending.start()
 
     def done() -> dict[int, int]:
@@ -69,6 +70,7 @@ def under_load(
         fleet.lab("ssh", *act)
     began = time.monotonic()
     sending.join()
+    assert came and f"{COUNT} sent" in came[0].output, f"{fault}: the sender failed: {came}"
     while len(found := done()) < COUNT and time.monotonic() < deadline:
         time.sleep(2)
     seconds = time.monotonic() - began

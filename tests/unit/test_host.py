@@ -65,7 +65,7 @@ class Root:
         return path.read_text().splitlines() if path.exists() else []
 
     def read(self) -> Host:
-        return read(self.root, str(self.systemctl))
+        return read(Path("/opt/celery"), self.root, str(self.systemctl))
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_host_is_read(root: Root) -> None:
 
 
 def test_this_machine_can_be_read() -> None:
-    found = read()
+    found = read(Path("/opt/celery"))
     assert found.memory > 1 << 26
     assert found.cgroup in (0, 1, 2)
     assert found.python_version == ".".join(map(str, sys.version_info[:3]))
@@ -267,7 +267,7 @@ def test_later_versions_of_python_will_do(version: str) -> None:
 
 @pytest.fixture
 def run(root: Root, monkeypatch: Any, capsys: Any) -> Callable[..., dict[str, Any]]:
-    monkeypatch.setattr(worker_host, "read", root.read)
+    monkeypatch.setattr(worker_host, "read", lambda home: read(home, root.root, str(root.systemctl)))
 
     def running(*workers: dict[str, Any], **more: Any) -> dict[str, Any]:
         with patch_module_args({"workers": list(workers), **more}), pytest.raises(SystemExit):
@@ -286,11 +286,19 @@ SLICE = USABLE - int(128 + 0.05 * USABLE)
 def test_the_module_tells_the_host_and_the_limits_and_changes_nothing(root: Root, run: Run) -> None:
     root.show(broker(REDIS, 256 << 20))
     root.put("etc/systemd/system/celery-worker@old.service.d/10-worker.conf")
+    root.put("srv/shop/releases/1f/.complete")
+    root.put("srv/shop/releases/2e/app/shop.py")
     for more in ({}, {"_ansible_check_mode": True}):
-        told = run({"name": "sales", "queues": ["a"], "concurrency": 4, "cpu_weight": 5}, {"name": "mail"}, **more)
+        told = run(
+            {"name": "sales", "queues": ["a"], "concurrency": 4, "cpu_weight": 5},
+            {"name": "mail"},
+            home="/srv/shop",
+            **more,
+        )
         assert (told["changed"], told["wrong"]) == (False, [])
         assert told["host"]["others"] == {REDIS: 256 << 20}
         assert told["host"]["workers"] == ["old"]
+        assert told["host"]["releases"] == ["1f"]
         limits = told["limits"]
         assert limits["slice_max"] == f"{SLICE - 256}M"
         assert [limits["workers"][name]["memory_max"] for name in ("sales", "mail")] == [
