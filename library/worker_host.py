@@ -51,6 +51,10 @@ options:
     description: MemoryMax of celery-beat. Empty where the host runs none.
     type: str
     default: ""
+  brokers:
+    description: Whether a broker on the host counts, by the MemoryMax that it has now; not where that is to change.
+    type: bool
+    default: true
   cgroup_v1:
     description: Whether a host on cgroup v1 will do.
     type: bool
@@ -103,6 +107,7 @@ SPEC = {
     "reserved": {"type": "str", "default": ""},
     "slice_memory_max": {"type": "str", "default": ""},
     "beat_memory_max": {"type": "str", "default": ""},
+    "brokers": {"type": "bool", "default": True},
     "cgroup_v1": {"type": "bool", "default": False},
     "guard": {"type": "bool", "default": False},
     "guard_pressure": {"type": "bool", "default": False},
@@ -153,7 +158,7 @@ def main():
         reserved=given["reserved"],
         slice_max=given["slice_memory_max"],
         beat_max=given["beat_memory_max"],
-        others=host.others,
+        others=host.others if given["brokers"] else {},
     )
     module.exit_json(
         changed=False,

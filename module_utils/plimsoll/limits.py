@@ -149,7 +149,8 @@ def plan(
     if total > host:
         made.wrong.append(f"celery_worker_slice_memory_max: {slice_max} is more than the {host} MiB of the host")
 
-    by_hand = {one.name: _by_hand(one, size, total, made.wrong) for one in workers}
+    whole = f"the {total} MiB of celery.slice ({made.slice_how})"
+    by_hand = {one.name: _by_hand(one, size, total, whole, made.wrong) for one in workers}
     beat = size("celery_worker_beat_memory_max", beat_max, total) if beat_max else 0
     if beat_max and not beat and not made.wrong:
         made.wrong.append(f"celery_worker_beat_memory_max: {beat_max} leaves nothing to celery-beat")
@@ -214,7 +215,7 @@ def _no_numbers(one: Worker) -> list[str]:
     return found
 
 
-def _by_hand(one: Worker, size: Any, total: int, wrong: list[str]) -> tuple[int | None, int] | None:
+def _by_hand(one: Worker, size: Any, total: int, whole: str, wrong: list[str]) -> tuple[int | None, int] | None:
     """(MemoryHigh or None for infinity, MemoryMax) where either is declared, else None.
 
     No MemoryHigh says nothing of MemoryMax, which is shared out then.
@@ -239,7 +240,7 @@ def _by_hand(one: Worker, size: Any, total: int, wrong: list[str]) -> tuple[int 
         wrong.append(f"{where}memory_high {one.memory_high} is above memory_max {one.memory_max}: it would never hold")
     if most > total:
         needs = "is" if one.memory_max else f"needs a MemoryMax of {most} MiB, which is"
-        wrong.append(f"{where}{given} {needs} more than the {total} MiB of celery.slice")
+        wrong.append(f"{where}{given} {needs} more than {whole}")
     return high, most
 
 

@@ -307,6 +307,11 @@ def test_the_module_tells_the_host_and_the_limits_and_changes_nothing(root: Root
         ]
 
 
+def test_a_broker_that_is_about_to_change_does_not_count_by_what_it_has(root: Root, run: Run) -> None:
+    root.show(broker(REDIS, 256 << 20))
+    assert run({"name": "sales"}, brokers=False)["limits"]["slice_max"] == f"{SLICE}M"
+
+
 def test_what_is_wrong_is_told_of_host_and_limits_without_a_failure(root: Root, run: Run) -> None:
     """So that a role can tell it with all else that is wrong."""
     cgroup_v1(root)
