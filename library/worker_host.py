@@ -92,6 +92,7 @@ wrong:
   returned: always
 """
 
+import re
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -125,6 +126,12 @@ def number(declared, key, default=None):
         raise ValueError(f"celery_worker_instances: {declared['name']}: {key} {value!r} is no whole number") from None
 
 
+def autoscale(declared):
+    """The most children of --autoscale=MAX,MIN among the options, or None."""
+    found = [re.match(r"--autoscale=(\d+)", str(option)) for option in declared.get("options") or []]
+    return max((int(one[1]) for one in found if one), default=None)
+
+
 def worker(declared, given):
     """A worker of its own sizes; those of all workers count where it has none."""
     if not declared.get("name"):
@@ -139,6 +146,7 @@ def worker(declared, given):
         memory_max=sizes["memory_max"] if own else given["memory_max"],
         memory_weight=number(declared, "memory_weight"),
         max_memory_per_child=number(declared, "max_memory_per_child"),
+        autoscale=autoscale(declared),
     )
 
 

@@ -38,7 +38,10 @@ _PERCENT = re.compile(rf"{_NUMBER}%")
 
 @dataclass(frozen=True)
 class Worker:
-    """One worker as declared. An empty size is to be computed; max_memory_per_child in KiB, 0 for none."""
+    """One worker as declared. An empty size is to be computed; max_memory_per_child in KiB, 0 for none.
+
+    autoscale: the most children of --autoscale, None without it.
+    """
 
     name: str
     pool: str = "prefork"
@@ -47,6 +50,7 @@ class Worker:
     memory_max: str = ""
     memory_weight: int | None = None
     max_memory_per_child: int | None = None
+    autoscale: int | None = None
 
     @property
     def processes(self) -> int:
@@ -146,8 +150,9 @@ def plan(
             " broker, or set celery_worker_memory_reserved"
         )
         return made
-    if total > host:
-        made.wrong.append(f"celery_worker_slice_memory_max: {slice_max} is more than the {host} MiB of the host")
+    if total > host - sum(promised.values()):
+        less = "".join(f" - {size} for {unit}" for unit, size in sorted(promised.items()))
+        made.wrong.append(f"celery_worker_slice_memory_max: {slice_max} is more than the {host} MiB of the host{less}")
 
     whole = f"the {total} MiB of celery.slice ({made.slice_how})"
     by_hand = {one.name: _by_hand(one, size, total, whole, made.wrong) for one in workers}
@@ -208,6 +213,11 @@ def _no_numbers(one: Worker) -> list[str]:
     found = []
     if one.concurrency < 1:
         found.append(f"{where}concurrency {one.concurrency} is not 1 or more")
+    if one.autoscale is not None and one.autoscale > one.concurrency:
+        found.append(
+            f"{where}--autoscale has up to {one.autoscale} children, and memory is shared out by concurrency, which is"
+            f" {one.concurrency}: set concurrency to {one.autoscale}"
+        )
     if one.memory_weight is not None and one.memory_weight < 1:
         found.append(f"{where}memory_weight {one.memory_weight} is not 1 or more; leave it out for its processes")
     if one.max_memory_per_child is not None and one.max_memory_per_child < 0:

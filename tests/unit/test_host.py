@@ -350,6 +350,12 @@ def test_sizes_that_yaml_took_for_numbers_are_bytes(run: Run) -> None:
     assert limits["a"]["memory_max"] == "1024M"
 
 
+def test_autoscale_is_read_off_the_options(run: Run) -> None:
+    options = ["--max-tasks-per-child=100", "--autoscale=8,2"]
+    assert run({"name": "a", "concurrency": 8, "options": options})["wrong"] == []
+    assert "set concurrency to 8" in run({"name": "a", "options": options})["wrong"][0]
+
+
 def test_a_size_of_nothing_is_refused_and_not_passed_over(run: Run) -> None:
     assert "memory_max 0" in " ".join(run({"name": "a", "memory_max": 0})["wrong"])
 

@@ -275,6 +275,11 @@ REFUSED: dict[str, tuple[list[Worker], dict[str, Any], str]] = {
         {"slice_max": "4097M"},
         "celery_worker_slice_memory_max: 4097M is more than the 4096 MiB of the host",
     ),
+    "slice above what a broker leaves": (
+        [Worker("sales")],
+        {"slice_max": "3900M", "others": {"redis-server.service": 256 << 20}},
+        "celery_worker_slice_memory_max: 3900M is more than the 4096 MiB of the host - 256 for redis-server.service",
+    ),
     "empty slice": ([Worker("sales")], {"slice_max": "0"}, "celery_worker_slice_memory_max: 0 leaves nothing"),
     "all is reserved": (
         [Worker("sales")],
@@ -330,6 +335,11 @@ REFUSED: dict[str, tuple[list[Worker], dict[str, Any], str]] = {
         [Worker("sales", memory_weight=-3), Worker("mail")],
         {},
         f"{IN_SALES}memory_weight -3 is not 1 or more; leave it out for its processes",
+    ),
+    "autoscale": (
+        [Worker("sales", concurrency=3, autoscale=10)],
+        {},
+        f"{IN_SALES}--autoscale has up to 10 children, and memory is shared out by concurrency, which is 3",
     ),
     "weight of none": ([Worker("sales", memory_weight=0)], {}, f"{IN_SALES}memory_weight 0 is not 1 or more"),
     "no max": ([Worker("sales", "solo", memory_max="0")], {}, f"{IN_SALES}memory_max 0 leaves nothing to it"),
