@@ -355,7 +355,7 @@ def test_a_loop_that_hangs_at_two_looks_is_given_up_for_good(
     process.consumer.second()
     process.on_watch()
     process.on_watch()
-    assert systemd.heard() == ["STATUS=ready"] and len(process.started) == 2
+    assert systemd.heard() == ["STATUS=ready", "WATCHDOG=trigger", "WATCHDOG=trigger"] and len(process.started) == 2
 
 
 def test_a_rescue_that_fails_is_said_and_systemd_ends_the_worker_all_the_same(
@@ -379,42 +379,59 @@ def test_one_that_is_not_connected_or_stops_holds_nothing_to_give_back(begin: Ca
     assert process.health.trouble(process.now) and len(process.started) == 2, "the watch, and the limit of the shutdown"
 
 
-@pytest.mark.parametrize("handed", [b"*2\r\n$4\r\ngate\r\n$7\r\nmessage\r\n", b"*-1\r\n", b""])
-def test_what_redis_has_handed_out_and_nobody_has_read_goes_back(handed: bytes) -> None:
-    """A message, none within BRPOP's time, and none when it was ended."""
+@pytest.mark.parametrize("size", [7, 4_000_000, None])
+def test_what_redis_has_handed_out_and_nobody_has_read_goes_back(size: int | None) -> None:
+    """A message of that size, or none; with a prefix for all keys, as the transport's clients put it in front."""
     import redis
+    from kombu.transport.redis import PrefixedStrictRedis
 
     received: list[bytes] = []
+
+    def until(one: socket.socket, end: bytes) -> None:
+        received.append(b"")
+        while not received[-1].endswith(end):
+            received[-1] += one.recv(65536)
+
+    def serve(listener: socket.socket) -> None:
+        """As Redis does: whoever ends their half gets no more of what is on its way."""
+        with listener.accept()[0] as worker:
+            until(worker, b"pre:gate\r\n")
+            if size is None:
+                # The worker ends its half, or this waits until the test fails.
+                received.append(worker.recv(1))
+                return
+            reply = b"*2\r\n$8\r\npre:gate\r\n$%d\r\n%s\r\n" % (size, b"m" * size)
+            for at in range(0, len(reply), 65536):
+                if select.select([worker], [], [], 0)[0]:
+                    return
+                worker.sendall(reply[at : at + 65536])
+            with listener.accept()[0] as other:
+                until(other, b"m" * size + b"\r\n")
+                other.sendall(b":1\r\n")
+
     with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            """The worker's connection until its end, and the one that gives back."""
-            for answer in (handed, b":1\r\n")[: 1 + (len(handed) > 9)]:
-                with listener.accept()[0] as one:
-                    while not received or not received[-1].endswith((b"gate\r\n", b"message\r\n")):
-                        received.append(one.recv(4096))
-                    one.sendall(answer)
-                    # The worker must have ended its half by now, or this waits until the test fails.
-                    received.append(one.recv(4096))
-
-        serving = threading.Thread(target=serve, daemon=True)
+        serving = threading.Thread(target=serve, args=(listener,), daemon=True)
         serving.start()
         # With no greeting that would have to be answered.
         plain: Any = {"port": listener.getsockname()[1], "redis_connect_func": lambda one: one._parser.on_connect(one)}
-        client = redis.Redis(**plain, single_connection_client=True)
+        client = PrefixedStrictRedis(**plain, global_keyprefix="pre:", single_connection_client=True)
         channel = SimpleNamespace(
             _in_poll=client.connection,
             client=client,
             connection_errors=(redis.ConnectionError, OSError),
-            conn_or_acquire=lambda: contextlib.nullcontext(redis.Redis(**plain)),
+            conn_or_acquire=lambda: contextlib.nullcontext(PrefixedStrictRedis(**plain, global_keyprefix="pre:")),
         )
-        assert client.connection
-        client.connection.send_command("BRPOP", "gate")
+        client.connection.send_command("BRPOP", "pre:gate")
+        if size:
+            assert select.select([client.connection._sock], [], [], 10)[0]
         plimsoll_notify.return_unread(channel)
         client.close()
         serving.join(10)
     assert not serving.is_alive() and channel._in_poll is None
-    assert any(b"RPUSH\r\n$4\r\ngate\r\n$7\r\nmessage" in one for one in received) == (len(handed) > 9)
+    if size is None:
+        assert received[1:] == [b""]
+    else:
+        assert received[1].startswith(b"*3\r\n$5\r\nRPUSH\r\n$8\r\npre:gate\r\n$%d\r\n" % size)
 
 
 def test_a_worker_without_its_broker_is_fed_for_the_grace(begin: Callable[..., Any], systemd: Systemd) -> None:

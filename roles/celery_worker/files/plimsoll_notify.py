@@ -61,7 +61,7 @@ EXTEND_SPARE_S = 30.0
 # The manager may be busy, as when it is reloaded; the worker is not to wait for it for long.
 SEND_TIMEOUT_S = 5.0
 # For a broker that is to end a connection that it was asked to end.
-REPLY_TIMEOUT_S = 2.0
+REPLY_TIMEOUT_S = 1.0
 
 _complained = set()
 
@@ -231,10 +231,13 @@ def give_back(consumer):
             if getattr(getattr(callback, "fun", None), "__name__", "") in ("ack_log_error", "reject_log_error"):
                 callback()
     channel = consumer.task_consumer.channel
+    try:
+        return_unread(channel)
+    except Exception as error:  # noqa: BLE001 - the rest goes back all the same
+        _complain("a message that Redis had handed out may be lost", f"{type(error).__name__}: {error}")
     restore = getattr(getattr(channel, "qos", None), "restore_unacked_once", None)
     if restore:
         restore()
-    return_unread(channel)
 
 
 def return_unread(channel):
@@ -242,17 +245,23 @@ def return_unread(channel):
     connection = getattr(channel, "_in_poll", None)
     if not connection:
         return
-    # That no message is handed out after this one. By a descriptor of its own, as TLS would end both directions.
-    with contextlib.closing(_socket.socket(fileno=os.dup(connection._sock.fileno()))) as sock:
-        sock.shutdown(_socket.SHUT_WR)
-    reply = None
-    with contextlib.suppress(*channel.connection_errors):  # It ends without a message.
-        if connection.can_read(timeout=REPLY_TIMEOUT_S):
-            reply = channel.client.parse_response(connection, "BRPOP")
+    try:
+        waits = not connection.can_read(timeout=0)
+        if waits:
+            # A BRPOP that waits is to end without a message. Only then: Redis would send no more of one that is on its
+            # way. By a descriptor of its own, as TLS would end both directions.
+            with contextlib.closing(_socket.socket(fileno=os.dup(connection._sock.fileno()))) as sock:
+                sock.shutdown(_socket.SHUT_WR)
+            waits = not connection.can_read(timeout=REPLY_TIMEOUT_S)
+    except channel.connection_errors:
+        waits = True
+    reply = None if waits else channel.client.parse_response(connection, "BRPOP")
     channel._in_poll = None
     if reply:
+        queue, message = reply
         with channel.conn_or_acquire() as client:
-            client.rpush(*reply)
+            # Text, which a prefix for all keys can be put in front of.
+            client.rpush(queue.decode() if isinstance(queue, bytes) else queue, message)
 
 
 # ---- what Celery calls ----
@@ -424,7 +433,10 @@ class Notifier:
         if trouble:
             _complain("systemd is to end this worker", trouble)
             self.tell_status(f"to be ended by systemd: {trouble}")
-        if self.hung < 2:
+        if self.hung == 2:
+            # The rescue hangs too, or this systemd does not know the word.
+            self.tell("WATCHDOG=trigger")
+        else:
             self.hung = self.hung + 1 if trouble and self.health.hangs() else 0
             if self.hung == 2:
                 # What hangs may hold a lock that this needs; systemd is to be told of the trouble all the same.
