@@ -33,9 +33,6 @@ app.conf.task_routes = {
     "boxoffice.tasks.*": {"queue": "gate"},
 }
 
-# Where celery-beat runs, which is in one test alone.
-app.conf.beat_schedule = {"count": {"task": "boxoffice.tasks.number", "schedule": 5, "args": (0,)}}
-
 CLOSED = "boxoffice.closed"
 # Where numbered tasks are counted, by number, in the Redis of BOXOFFICE_LEDGER or else of the broker.
 DONE = "boxoffice.done"
@@ -93,3 +90,7 @@ def scan_ticket(order: int) -> int:
     photograph = bytes([order % 256]) * 300_000
     _seen[f"ticket-{order}"] = photograph + order.to_bytes(8, "big")
     return len(_seen)
+
+
+# Where celery-beat runs, which is in one test alone.
+app.conf.beat_schedule = {"count": {"task": "boxoffice.tasks.number", "schedule": 5, "args": (0,)}}
