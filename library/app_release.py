@@ -73,12 +73,7 @@ EXAMPLES = r"""
     user: celery
 """
 
-RETURN = r"""
-previous:
-  description: The release that was current before, or null.
-  type: str
-  returned: always
-"""
+RETURN = r"""#"""
 
 import os
 from pathlib import Path
@@ -129,10 +124,9 @@ def main():
             if before != digest or not present:
                 activate(home, digest, given["keep"])
     except (ReleaseError, OSError) as error:
-        module.fail_json(msg=f"release {digest}: {error}", previous=before)
+        module.fail_json(msg=f"release {digest}: {error}")
     module.exit_json(
         changed=before != digest or not present,
-        previous=before,
         diff={"before": f"{home}/current -> {before}\n", "after": f"{home}/current -> {digest}\n"},
     )
 

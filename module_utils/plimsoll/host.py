@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .release import installed_releases
+from .release import current, installed_releases
 
 # 247 is Debian 11's: the oldest that knows every key of the units that is written without a condition.
 OLDEST_SYSTEMD = 247
@@ -23,7 +23,8 @@ class Host:
     """memory in bytes; cgroup 0 (none), 1 or 2; systemd's version, 0 where the host's first process is another.
 
     others: MemoryMax in bytes by unit, of brokers on the host; workers: those that a former run installed.
-    beat: whether celery-beat is installed; releases: digests of the application's that are installed whole.
+    beat: whether celery-beat is installed; releases: digests of the application's that are installed whole, of which
+    release is the one that runs, empty for none.
     """
 
     memory: int
@@ -38,6 +39,7 @@ class Host:
     workers: tuple[str, ...]
     beat: bool = False
     releases: tuple[str, ...] = ()
+    release: str = ""
 
     def as_data(self) -> dict[str, Any]:
         listed = {name: list(value) for name, value in vars(self).items() if isinstance(value, tuple)}
@@ -70,6 +72,7 @@ def read(home: Path, root: Path = Path("/"), systemctl: str = "systemctl") -> Ho
         workers=tuple(sorted(one[1] for one in found if one)),
         beat=(root / WORKERS.relative_to("/") / "celery-beat.service").exists(),
         releases=installed_releases(under_home),
+        release=current(under_home) or "",
     )
 
 

@@ -20,7 +20,8 @@ BIN = ROOT / ".venv" / "bin"
 ODD = 'a "b" \\ $HOME `c` %d \\n'
 # Seconds and not minutes until a fault is dealt with.
 SETTINGS = {
-    "celery_worker_environment": {"ODD": ODD, "BOXOFFICE_VISIBILITY_TIMEOUT": "30"},
+    # A digit, which Ansible censors in all that a module returns which has the environment.
+    "celery_worker_environment": {"ODD": ODD, "DIGIT": "1", "BOXOFFICE_VISIBILITY_TIMEOUT": "30"},
     "celery_worker_stop_timeout": 25,
     "celery_worker_watchdog": 20,
     "rss_sampler_guard_interval": 2,

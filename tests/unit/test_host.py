@@ -288,6 +288,7 @@ def test_the_module_tells_the_host_and_the_limits_and_changes_nothing(root: Root
     root.put("etc/systemd/system/celery-worker@old.service.d/10-worker.conf")
     root.put("srv/shop/releases/1f/.complete")
     root.put("srv/shop/releases/2e/app/shop.py")
+    (root.root / "srv/shop/current").symlink_to("releases/1f")
     for more in ({}, {"_ansible_check_mode": True}):
         told = run(
             {"name": "sales", "queues": ["a"], "concurrency": 4, "cpu_weight": 5},
@@ -298,7 +299,7 @@ def test_the_module_tells_the_host_and_the_limits_and_changes_nothing(root: Root
         assert (told["changed"], told["wrong"]) == (False, [])
         assert told["host"]["others"] == {REDIS: 256 << 20}
         assert told["host"]["workers"] == ["old"]
-        assert told["host"]["releases"] == ["1f"]
+        assert (told["host"]["releases"], told["host"]["release"]) == (["1f"], "1f")
         limits = told["limits"]
         assert limits["slice_max"] == f"{SLICE - 256}M"
         assert [limits["workers"][name]["memory_max"] for name in ("sales", "mail")] == [

@@ -760,16 +760,16 @@ def test_the_release_module_installs_once_and_leaves_the_current_one_when_it_fai
     with monkeypatch.context() as patched:
         patched.setattr(app_release, "install", lambda home, digest, *rest: bool(complete(home, digest, at=1)) and {})
         first = run("r1")
-    assert (first["changed"], first["previous"], current(home)) == (True, None, "r1")
+    assert (first["changed"], current(home)) == (True, "r1")
     asked: list[Any] = []
     monkeypatch.setattr(app_release, "confirm", lambda *given: asked.append(given))
     again = run("r1")
-    assert (again["changed"], again["previous"]) == (False, "r1")
+    assert not again["changed"]
     assert asked == [(home, "r1", "shop", "root", {})]
     archive.write_bytes(WHOLE[:99])
     failed = run("r2")
     assert failed["failed"] and failed["msg"].startswith(f"release r2: {archive} is damaged")
-    assert (failed["previous"], current(home)) == ("r1", "r1")
+    assert current(home) == "r1"
 
 
 def test_the_workers_user_can_read_a_release_of_a_hardened_host(
@@ -803,7 +803,7 @@ def test_a_release_is_gone_back_to_with_nothing_but_its_name(home: Path, monkeyp
     assert release_module(capsys, home, "r1", back=True, _ansible_check_mode=True)["changed"]
     assert current(home) == "r2"
     told = release_module(capsys, home, "r1", back=True)
-    assert (told["changed"], told["previous"], current(home)) == (True, "r2", "r1")
+    assert (told["changed"], current(home)) == (True, "r1")
     assert names(home) == {"r1", "r2"}
     assert not release_module(capsys, home, "r1", back=True)["changed"]
 
