@@ -262,7 +262,7 @@ class Process(Notifier):
 class Consumer:
     """What is used of Celery's."""
 
-    def __init__(self, pool: str = "prefork", hub: Any = None) -> None:
+    def __init__(self, pool: str = "prefork", hub: Any = None, channel: Any = None) -> None:
         self.hub = hub
         kind = type("TaskPool", (), {"__module__": f"celery.concurrency.{pool}", "is_green": pool == "gevent"})
         self.pool: Any = kind()
@@ -272,7 +272,7 @@ class Consumer:
         self.app = SimpleNamespace(conf=SimpleNamespace(worker_soft_shutdown_timeout=30))
         self.did: list[str] = []
         qos = SimpleNamespace(restore_unacked_once=lambda: self.did.append("restored"))
-        self.task_consumer = SimpleNamespace(channel=SimpleNamespace(qos=qos))
+        self.task_consumer = SimpleNamespace(channel=channel or SimpleNamespace(qos=qos))
 
     def call_soon(self, function: Callable[[], None]) -> None:
         self.soon.append(function)
@@ -300,13 +300,13 @@ def disconnected(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def begin(monkeypatch: pytest.MonkeyPatch, disconnected: None) -> Callable[..., Any]:
-    def beginning(*args: Any, pool: str = "prefork", hub: Any = None, **environ: str) -> Any:
+    def beginning(*args: Any, pool: str = "prefork", hub: Any = None, channel: Any = None, **environ: str) -> Any:
         """A worker whose consumer has just started."""
         process = Process(*args, **environ)
         steps: set[Any] = set()
         process.begin(monkeypatch, steps)
         [step] = steps
-        process.step = step(Consumer(pool, hub))
+        process.step = step(Consumer(pool, hub, channel))
         process.step.start(process.consumer)
         return process
 
@@ -432,6 +432,146 @@ def test_what_redis_has_handed_out_and_nobody_has_read_goes_back(size: int | Non
         assert received[1:] == [b""]
     else:
         assert received[1].startswith(b"*3\r\n$5\r\nRPUSH\r\n$8\r\npre:gate\r\n$%d\r\n" % size)
+
+
+def reply(message: bytes, key: bytes = b"pre:gate") -> bytes:
+    return b"*2\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (len(key), key, len(message), message)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (reply(b"{}"), (b"pre:gate", b"{}")),
+        (reply(b"a\r\n$3\r\nb"), (b"pre:gate", b"a\r\n$3\r\nb")),
+        (reply(b"") + b"*-1\r\n", (b"pre:gate", b"")),
+        (b"*-1\r\n", None),
+        (b"_\r\n", None),
+        (b"-UNBLOCKED\r\n", None),
+        (b"", None),
+    ],
+)
+def test_a_reply_to_brpop_is_read(data: bytes, found: Any) -> None:
+    assert plimsoll_notify.reply_to_brpop(data) == found
+
+
+@pytest.mark.parametrize("size", range(5, len(reply(b"{}")), 3))
+def test_a_reply_that_is_cut_off_is_none(size: int) -> None:
+    try:
+        assert plimsoll_notify.reply_to_brpop(reply(b"{}")[:size]) is None
+    except ValueError as error:
+        assert str(error) == f"a reply of {size} bytes that was cut off"
+
+
+class Channel:
+    """What is used of kombu's, at the worker's end of a socket to Redis."""
+
+    connection_errors = (ConnectionError,)
+    global_keyprefix = "pre:"
+
+    def __init__(self, sock: socket.socket, die: str = "") -> None:
+        self.client = SimpleNamespace(connection=SimpleNamespace(_sock=sock))
+        self.die = die
+        self.handlers = {"BRPOP": self._brpop_read}
+        self.qos = SimpleNamespace(append=lambda *_: self.dies("before it is noted"))
+        self.pushed: list[tuple[str, str]] = []
+        self.down = False
+
+    def dies(self, where: str) -> None:
+        if self.die == where:
+            raise Ended(where)
+
+    def _brpop_start(self, timeout: int | None = None) -> None:
+        pass
+
+    def _brpop_read(self) -> None:
+        data = b""
+        while not plimsoll_notify.whole(data):
+            data += self.client.connection._sock.recv(65536)
+        self.qos.append("message", "tag")
+        self.dies("once it is noted")
+
+    def conn_or_acquire(self) -> Any:
+        if self.down:
+            raise ConnectionError("down")
+        return contextlib.nullcontext(SimpleNamespace(rpush=lambda *pushed: self.pushed.append(pushed)))
+
+
+class Kept:
+    """systemd's store of a unit's descriptors."""
+
+    def __init__(self, systemd: Systemd) -> None:
+        self.systemd = systemd
+        self.fds: list[tuple[str, int]] = []
+
+    def hear(self) -> list[str]:
+        while select.select([self.systemd.socket], [], [], 0)[0]:
+            said, fds, *_ = socket.recv_fds(self.systemd.socket, 4096, 8)
+            what, name = said.decode().split("\n") if b"FDNAME=" in said else ("", "=")
+            if what == "FDSTOREREMOVE=1":
+                self.fds = [(one, fd) for one, fd in self.fds if one != name.partition("=")[2]]
+            elif what == "FDSTORE=1":
+                self.fds.append((name.partition("=")[2], *fds))
+        return [name for name, _ in self.fds]
+
+    def environ(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+        """Of the next process."""
+        first = 500
+        monkeypatch.setattr(plimsoll_notify, "FIRST_FD", first)
+        for to, (_, fd) in enumerate([("an application's own", 0), *self.fds], first):
+            os.dup2(fd, to)
+        names = ":".join(["app", *(name for name, _ in self.fds)])
+        return {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(self.fds) + 1), "LISTEN_FDNAMES": names}
+
+
+@pytest.mark.parametrize("systemd", ["abstract"], indirect=True)
+@pytest.mark.parametrize(
+    ("die", "size", "back"),
+    [
+        ("while it waits", 0, 0),
+        ("while it is handed out", 7, 1),
+        ("while it is handed out", 4_000_000, 1),
+        ("before it is noted", 7, 1),
+        ("once it is noted", 7, 0),
+    ],
+)
+def test_what_redis_had_handed_out_to_a_worker_that_was_killed_goes_back(
+    die: str, size: int, back: int, begin: Callable[..., Any], systemd: Systemd, monkeypatch: Any
+) -> None:
+    ours, redis = socket.socketpair()
+    channel, kept = Channel(ours, die), Kept(systemd)
+    process = begin(systemd, channel=channel)
+    channel._brpop_start()
+    channel._brpop_start()
+    assert kept.hear() == ["plimsoll-reply", "plimsoll-brpop"]
+    if size:
+        threading.Thread(target=redis.sendall, args=(reply(b"m" * size),), daemon=True).start()
+        assert select.select([ours], [], [], 10)[0]
+    if die.endswith("noted"):
+        if back:
+            # Dead, it does not come to this.
+            monkeypatch.setattr(process.handed_out, "clear", lambda: None)
+        with pytest.raises(Ended, match=die):
+            channel.handlers["BRPOP"]()
+    ours.close()
+    process.handed_out.sock.close()
+
+    again = Process(systemd, **kept.environ(monkeypatch))
+    again.begin(monkeypatch, set())
+    second = Channel(socket.socketpair()[0])
+    second.down = bool(back)
+    if back:
+        with pytest.raises(ConnectionError):
+            again.on_channel(second)
+        assert kept.hear() == ["plimsoll-reply", "plimsoll-brpop"]
+    # Celery connects again, in the same process.
+    second.down = False
+    again.on_channel(second)
+    assert second.pushed == [("gate", "m" * size)] * back
+    assert kept.hear() == ["plimsoll-reply"], "the new one's"
+    second._brpop_start()
+    assert kept.hear() == ["plimsoll-reply", "plimsoll-brpop"]
+    again.on_channel(third := Channel(second.client.connection._sock))
+    assert third.pushed == [] and os.fstat(500)
 
 
 def test_a_worker_without_its_broker_is_fed_for_the_grace(begin: Callable[..., Any], systemd: Systemd) -> None:

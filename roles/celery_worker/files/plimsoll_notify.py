@@ -10,6 +10,8 @@ Environment:
 NOTIFY_SOCKET             where systemd listens (Type=notify). Not set: nothing is told
 WATCHDOG_USEC             WatchdogSec= in microseconds, from systemd. Not set: no WATCHDOG=1
 WATCHDOG_PID              the process that WATCHDOG_USEC is meant for
+LISTEN_FDNAMES            what systemd kept as the last process of the unit died
+LISTEN_PID                the process that it is meant for
 PLIMSOLL_CONNECT_GRACE_S  seconds that a worker may go without a broker until it is to be restarted; 900
 PLIMSOLL_STOP_TIMEOUT_S   seconds that a worker has to stop, as TimeoutStopSec=, and that a task may hold the event loop
                           of a solo, gevent or eventlet worker; 120
@@ -22,6 +24,7 @@ EXTEND_TIMEOUT_USEC=  until READY=1, while the worker is well: a broker that is 
                       TimeoutStartSec= and its start limit
 WATCHDOG=1            after READY=1, four times in WATCHDOG_USEC, while the worker is well
 WATCHDOG=trigger      once its event loop has hung for most of WATCHDOG_USEC; systemd 243 or later need not wait longer
+FDSTORE=1             with what Redis hands out, see HandedOut; needs FileDescriptorStoreMax=2
 
 The worker is well while its own event loop has run within half of WATCHDOG_USEC. Where it cannot run, it has longer:
 until it is connected to the broker, the grace; while a task holds it, and while the worker stops, the stop timeout. A
@@ -35,19 +38,27 @@ the visibility timeout, an hour. So, a margin before the stop timeout (the large
 becomes a cold one: Celery ends the tasks that run, and gives all that is not acknowledged back to the broker. That is
 so for prefork in Celery 5.5 or later. Elsewhere Celery's cold shutdown loses tasks or does nothing, and then, or when
 half of the margin is over, the messages are given back from here, and the process ends on the spot.
+
+Redis hands a message out by removing it (BRPOP). One that the worker has not noted as taken yet is lost when its main
+process is killed, and a worker whose prefetch is full leaves one lying in its socket for as long. So systemd keeps that
+socket too, and the unit's next process gives back what it finds there.
 """
 
 from __future__ import annotations
 
 import _socket
+import array
 import contextlib
 import faulthandler
 import functools
 import importlib
 import math
+import mmap
 import os
 import posix
+import re
 import signal
+import struct
 import sys
 import time
 
@@ -62,6 +73,12 @@ EXTEND_SPARE_S = 30.0
 SEND_TIMEOUT_S = 5.0
 # For a broker that is to end a connection that it was asked to end.
 REPLY_TIMEOUT_S = 1.0
+# SD_LISTEN_FDS_START of sd-daemon.h, and FDNAME= of what systemd keeps.
+FIRST_FD = 3
+KEPT_SOCKET = "plimsoll-brpop"
+KEPT_REPLY = "plimsoll-reply"
+# Larger replies are safe in the socket, and not while they are read.
+REPLY_BYTES = 1 << 20
 
 _complained = set()
 
@@ -204,15 +221,16 @@ class Health:
         return f"ready, but the watchdog is off: {self.unknown}" if self.unknown else "ready"
 
 
-def send(address, *lines):
-    """One datagram to systemd, by a socket that no green library has replaced."""
+def send(address, *lines, fd=None):
+    """One datagram to systemd, by a socket that no green library has replaced; with a descriptor for FDSTORE=1."""
     if address.startswith("@"):
         address = "\0" + address[1:]
     try:
         sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
         try:
             sock.settimeout(SEND_TIMEOUT_S)
-            sock.sendto("\n".join(lines).encode(errors="replace"), address)
+            rights = [] if fd is None else [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [fd]))]
+            sock.sendmsg(["\n".join(lines).encode(errors="replace")], rights, 0, address)
         finally:
             sock.close()
     except OSError as error:
@@ -241,7 +259,7 @@ def give_back(consumer):
 
 
 def return_unread(channel):
-    """Give back what Redis has handed out in reply to BRPOP and the worker has not read: nothing else knows of it."""
+    """Give back what Redis has handed out in reply to BRPOP and this process has not read."""
     connection = getattr(channel, "_in_poll", None)
     if not connection:
         return
@@ -258,10 +276,165 @@ def return_unread(channel):
     reply = None if waits else channel.client.parse_response(connection, "BRPOP")
     channel._in_poll = None
     if reply:
-        queue, message = reply
-        with channel.conn_or_acquire() as client:
-            # Text, which a prefix for all keys can be put in front of.
-            client.rpush(queue.decode() if isinstance(queue, bytes) else queue, message)
+        put_back(channel, *reply)
+
+
+def reply_to_brpop(data):
+    """Key and message of a reply as Redis sends it, both bytes; None where there is none. ValueError: cut off."""
+    found = re.match(rb"\*2\r\n\$(\d+)\r\n", data)
+    if not found:
+        return None  # A time-out, or an error.
+    key_end = found.end() + int(found[1])
+    size = re.compile(rb"\r\n\$(\d+)\r\n").match(data, key_end)
+    end = size.end() + int(size[1]) if size else 0
+    if not size or len(data) < end + 2:
+        raise ValueError(f"a reply of {len(data)} bytes that was cut off")
+    return data[found.end() : key_end], data[size.end() : end]
+
+
+class HandedOut:
+    """What Redis has handed out and the worker has not noted as taken, known beyond the death of its main process.
+
+    systemd keeps two descriptors for the unit's next process: of the connection that waits in BRPOP, whose socket so
+    stays open with what Redis has sent; and of memory to which a reply is copied before kombu reads it from the socket,
+    until kombu has noted it in Redis (unacked). There is at most one reply at a time. Not with TLS, whose keys die with
+    the process.
+    """
+
+    HEAD = struct.Struct("=Q")
+
+    def __init__(self, environ, tell):
+        self.left = self.taken_over(environ)
+        self.unread = b""
+        self.tell = tell
+        self.reply = None
+        self.sock = None
+        self.watched = None
+
+    @staticmethod
+    def taken_over(environ):
+        """The descriptors that systemd kept for us, by name: as sd_listen_fds_with_names(3)."""
+        if environ.get("LISTEN_PID") != str(os.getpid()):
+            return {}
+        names = environ.get("LISTEN_FDNAMES", "").split(":")
+        left = {name: fd for fd, name in enumerate(names, FIRST_FD) if name in (KEPT_SOCKET, KEPT_REPLY)}
+        for fd in left.values():
+            os.set_inheritable(fd, False)
+        return left
+
+    def give_back_left(self, channel):
+        """Give back what the last process of this unit left. Until that is done systemd keeps it."""
+        if not self.left:
+            return
+        try:
+            if KEPT_SOCKET in self.left:
+                self.unread += read_left(self.left[KEPT_SOCKET])
+            reply = reply_to_brpop(self.unread)
+            # While a reply is noted, nothing but what is left of it can be in the socket.
+            if not reply and KEPT_REPLY in self.left:
+                reply = reply_to_brpop(self.noted(self.left[KEPT_REPLY]))
+            if reply:
+                key, message = (one.decode() for one in reply)
+                prefix = getattr(channel, "global_keyprefix", "")
+                put_back(channel, key[len(prefix) :], message)
+        except getattr(channel, "connection_errors", ()):
+            raise  # Celery connects again, and comes here again.
+        except Exception as error:  # noqa: BLE001 - the worker goes on as without us
+            _complain("a message of the last process may be lost", f"{type(error).__name__}: {error}")
+        for name, fd in self.left.items():
+            self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
+            os.close(fd)
+        self.left = {}
+
+    def noted(self, fd):
+        data = os.pread(fd, self.HEAD.size + REPLY_BYTES, 0)
+        return data[self.HEAD.size :][: self.HEAD.unpack_from(data)[0]]
+
+    def watch(self, channel):
+        """Keep what this channel is handed, from now on. Nothing to keep where the transport is not Redis."""
+        if not hasattr(channel, "_brpop_start") or "BRPOP" not in getattr(channel, "handlers", ()):
+            return
+        if self.reply is None:
+            fd = os.memfd_create(KEPT_REPLY)
+            try:
+                os.ftruncate(fd, self.HEAD.size + REPLY_BYTES)
+                self.reply = mmap.mmap(fd, self.HEAD.size + REPLY_BYTES)
+                self.tell("FDSTORE=1", f"FDNAME={KEPT_REPLY}", fd=fd)
+            finally:
+                os.close(fd)
+        start, read, append = channel._brpop_start, channel.handlers["BRPOP"], channel.qos.append
+
+        def brpop_start(*args, **kwargs):
+            start(*args, **kwargs)
+            self.keep(channel.client.connection._sock)
+
+        def brpop_read(*args, **kwargs):
+            self.note()
+            try:
+                return read(*args, **kwargs)
+            finally:
+                self.clear()
+
+        def qos_append(*args, **kwargs):
+            append(*args, **kwargs)
+            self.clear()
+
+        channel._brpop_start, channel.handlers["BRPOP"], channel.qos.append = brpop_start, brpop_read, qos_append
+
+    def keep(self, sock):
+        if sock is self.watched:
+            return
+        self.watched = sock
+        try:
+            if self.sock:
+                self.sock.close()
+                self.sock = None
+                self.tell("FDSTOREREMOVE=1", f"FDNAME={KEPT_SOCKET}")
+            if not hasattr(sock, "getpeercert"):
+                # One of our own: theirs may be green.
+                self.sock = _socket.socket(fileno=os.dup(sock.fileno()))
+                self.tell("FDSTORE=1", f"FDNAME={KEPT_SOCKET}", fd=self.sock.fileno())
+        except Exception as error:  # noqa: BLE001 - the worker goes on as without us
+            _complain("a message may be lost if this process is killed", f"{type(error).__name__}: {error}")
+
+    def note(self):
+        if self.sock:
+            with contextlib.suppress(OSError), memoryview(self.reply)[self.HEAD.size :] as room:
+                size = self.sock.recv_into(room, 0, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
+                self.HEAD.pack_into(self.reply, 0, size)
+
+    def clear(self):
+        if self.reply:
+            self.HEAD.pack_into(self.reply, 0, 0)
+
+
+def read_left(fd):
+    """What Redis has sent and nobody has read; after that there is nothing more to come."""
+    data = bytearray()
+    with contextlib.closing(_socket.socket(fileno=os.dup(fd))) as sock, contextlib.suppress(OSError):
+        sock.settimeout(REPLY_TIMEOUT_S)
+        try:
+            data += sock.recv(1 << 16, _socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            # It waits. Only then: Redis would send no more of a reply that is on its way.
+            sock.shutdown(_socket.SHUT_WR)
+        while not whole(data) and (more := sock.recv(1 << 16)):
+            data += more
+    return bytes(data)
+
+
+def whole(data):
+    try:
+        return reply_to_brpop(data) is not None
+    except ValueError:
+        return False
+
+
+def put_back(channel, key, message):
+    """To that end of the list that is next."""
+    with channel.conn_or_acquire() as client:
+        # Text, which a prefix for all keys can be put in front of.
+        client.rpush(key.decode() if isinstance(key, bytes) else key, message)
 
 
 # ---- what Celery calls ----
@@ -299,9 +472,9 @@ class Notifier:
             self.health.unknown = reason
             self.tell_status()
 
-    def tell(self, *lines):
+    def tell(self, *lines, fd=None):
         if self.settings.address and os.getpid() == self.pid:
-            send(self.settings.address, *lines)
+            send(self.settings.address, *lines, fd=fd)
 
     def tell_status(self, status=""):
         status = status or self.health.status()
@@ -315,6 +488,7 @@ class Notifier:
         self.settings = Settings(os.environ)
         self.health = Health(self.settings, time.monotonic())
         self.pid = os.getpid()
+        self.handed_out = HandedOut(os.environ, self.tell)
         self.start(sender)
 
     @_guarded
@@ -377,6 +551,15 @@ class Notifier:
 
     def on_task_postrun(self, **_):
         self.health.tasks -= 1
+
+    def on_channel(self, channel):
+        if not self.settings.address:
+            return
+        self.handed_out.give_back_left(channel)
+        try:
+            self.handed_out.watch(channel)
+        except Exception as error:  # noqa: BLE001 - the worker goes on as without us
+            _complain("a message may be lost if this process is killed", f"{type(error).__name__}: {error}")
 
     @_guarded
     def on_consumer_start(self):
@@ -493,6 +676,7 @@ def consumer_step(notifier):
             notifier.on_consumer(consumer)
 
         def start(self, consumer):
+            notifier.on_channel(consumer.task_consumer.channel)
             notifier.on_consumer_start()
 
         def stop(self, consumer):
