@@ -8,14 +8,17 @@ import errno
 import gzip
 import io
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -92,10 +95,10 @@ def unit(root: Path, path: str, *pids: int) -> Path:
     return here
 
 
-def make(root: Path, *, match: str | None = None, detail_every: int = 10, keep: int = MiB) -> Any:
+def make(root: Path, *, match: str | None = None, detail_every: int = 10, **more: Any) -> Any:
     """A sampler of what is in root, which writes to root's sibling `out`."""
-    watcher = sampler.Watcher(match, root, root.parent / "tasks")
-    return sampler.Sampler(watcher, sampler.Store(root.parent / "out", keep), detail_every)
+    watcher = sampler.Watcher(match, root=root, tasks=root.parent / "tasks", **more)
+    return sampler.Sampler(watcher, store(root.parent / "out"), detail_every)
 
 
 def content(path: Path) -> str:
@@ -112,13 +115,13 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def store(folder: Path, keep: int = MiB) -> Any:
-    return sampler.Store(folder, keep)
+def store(folder: Path, keep: int = MiB, age: float = 1e9) -> Any:
+    return sampler.Store(folder, keep, age)
 
 
-def line(text: str) -> list[list[str]]:
+def line(text: str) -> list[str]:
     """One row, recognised by its command."""
-    return [["1", "2", "3", text]]
+    return [f"1,2,3,{text}\n"]
 
 
 def commands(folder: Path) -> list[str]:
@@ -167,7 +170,21 @@ def test_a_sample_tells_main_from_child_and_measures_what_is_dear_every_few_beat
     assert int(first["fds"]) == measured.num_fds()
     assert (first["threads"], first["swap_kb"]) == ("1", "0")
     assert 0 < int(first["uss_kb"]) <= int(first["pss_kb"]) <= int(first["rss_kb"])
-    assert [(row["pss_kb"] != "", row["uss_kb"] != "") for row in others] == [(False, False), (True, True)]
+    dear = ("pss_kb", "uss_kb", "fds", "threads")
+    assert [{name: row[name] != "" for name in dear} for row in others] == [
+        dict.fromkeys(dear, False),
+        dict.fromkeys(dear, True),
+    ]
+    assert {row["swap_kb"] for row in others} == {"0"}
+
+
+def test_without_pss_the_rest_is_there(root: Path, sleeper: int) -> None:
+    unit(root, "celery-worker@mail.service", sleeper)
+    one = make(root, pss=False)
+    one.beat(NOON)
+    one.close()
+    (row,) = rows(root.parent / "out", "samples")
+    assert (row["pss_kb"], row["uss_kb"], row["threads"]) == ("", "", "1") and int(row["fds"]) > 0
 
 
 def test_a_cgroups_own_figures(root: Path, sleeper: int) -> None:
@@ -204,6 +221,44 @@ def test_workers_are_found_in_nested_slices_and_their_processes_in_delegated_cgr
     }
 
 
+def test_a_unit_that_is_started_again_is_read_anew(root: Path, sleeper: int) -> None:
+    """systemd makes its cgroup anew, and what is held of the old one reads as nothing."""
+    here = unit(root, "celery.slice/celery-worker@mail.service", sleeper)
+    (here / "memory.current").write_text("1024\n")
+    one = make(root)
+    one.beat(NOON)
+    here.rename(root / "was")
+    one.beat(NOON + 60)
+    here = unit(root, "celery.slice/celery-worker@mail.service", sleeper)
+    (here / "memory.current").write_text("2048\n")
+    one.watcher.seen.clear()
+    one.beat(NOON + 120)
+    one.close()
+    assert [row["memory_current_kb"] for row in rows(root.parent / "out", "cgroup")] == ["1", "2"]
+
+
+def test_swap_is_asked_for_where_there_may_be_some(root: Path, sleeper: int, tmp_path: Path, monkeypatch: Any) -> None:
+    there = unit(root, "celery.slice/celery-worker@mail.service", sleeper)
+    one = make(root)
+    monkeypatch.setattr(sampler.Process, "read_swap", lambda process: 7)
+    swaps = tmp_path / "swaps"
+    header = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+    one.watcher.swaps = SimpleNamespace(read=swaps.read_text)
+    beats = [
+        (header, "4096", "0"),
+        (header + "/dev/sdb partition\t524284\t\t0\t\t-2\n", "4096", "0"),
+        (header + "/dev/sdb partition\t524284\t\t12\t\t-2\n", "4096", "7"),
+        (header + "/dev/sdb partition\t524284\t\t12\t\t-2\n", "0", "0"),
+        (header + "/a file 1 0 1\n/dev/sdb partition\t524284\t\t12\t\t-2\n", "4096", "7"),
+    ]
+    for beat, (text, swap, _) in enumerate(beats):
+        swaps.write_text(text)
+        (there / "memory.swap.current").write_text(swap)
+        one.beat(NOON + beat)
+    one.close()
+    assert [row["swap_kb"] for row in rows(root.parent / "out", "samples")] == [swap for _, _, swap in beats]
+
+
 def test_n_restarts_come_from_one_call_of_systemctl(tmp_path: Path, monkeypatch: Any) -> None:
     restarts_of = load_file(SCRIPT, "rss_sampler_as_it_is").restarts_of
     program = tmp_path / "systemctl"
@@ -225,7 +280,7 @@ def test_n_restarts_come_from_one_call_of_systemctl(tmp_path: Path, monkeypatch:
 )
 def test_credentials_on_a_command_line_are_masked(start: Any, argument: str, written: str) -> None:
     pid = start("sh", "-c", "sleep 60; :", argument).pid
-    assert sampler.Watched(pid, 0, "").command == f"sh -c sleep 60; : {written}"
+    assert sampler.Process(pid, None, Path("/none")).command == f"sh -c sleep 60; : {written}"
 
 
 def test_a_command_line_of_any_bytes_is_one_line_of_utf_8(root: Path, start: Any) -> None:
@@ -236,6 +291,52 @@ def test_a_command_line_of_any_bytes_is_one_line_of_utf_8(root: Path, start: Any
     (command,) = commands(root.parent / "out")
     assert command.startswith('sh -c sleep 60; : ?," xxx')
     assert len(command) == sampler.COMMAND_LENGTH
+
+
+WORKERS = [
+    "/srv/venv/bin/python3.11 /srv/venv/bin/celery -A shop worker --concurrency=4",
+    "/usr/bin/python3 -m celery --app shop worker",
+    "python -X dev -u -W ignore -m celery -q --broker=redis://b -A worker worker -P eventlet",
+    "celery worker -A shop",
+    "pypy3 /opt/bin/celery --workdir /srv --no-color worker",
+    "[celeryd: sales@host:MainProcess] -active- (worker --loglevel=INFO)",
+    "[celeryd: sales@host:ForkPoolWorker-1]",
+]
+OTHERS = [
+    "",
+    "python",
+    "celery",
+    "python -m celery -A worker beat",
+    "celery -A shop inspect ping worker",
+    "python -m celeryworker worker",
+    "sh -c celery -A shop worker",
+    "sudo -u celery celery -A shop worker",
+    "vim celery worker",
+    "python tasks.py worker",
+]
+
+
+@pytest.mark.parametrize(("command", "found"), [(one, True) for one in WORKERS] + [(one, False) for one in OTHERS])
+def test_a_worker_is_known_by_its_command_line(command: str, found: bool) -> None:
+    argv = [command] if command.startswith("[") else command.split()
+    assert sampler.is_worker(argv) is found
+
+
+def test_a_worker_in_no_unit_is_found_with_what_it_starts(root: Path, start: Any) -> None:
+    other = start("sh", "-c", "sleep 60; : celery worker")
+    one = make(root)
+    assert one.beat(NOON) == 0
+    named = "exec -a '[celeryd: sales@host:MainProcess]' sh -c 'sleep 60 & echo $!; wait'"
+    main = start("bash", "-c", named, stdout=subprocess.PIPE)
+    child = int(main.stdout.readline())
+    assert one.beat(NOON + 60) == 2
+    os.kill(child, signal.SIGKILL)
+    main.wait()
+    assert one.beat(NOON + 120) == 0
+    one.close()
+    found = rows(root.parent / "out", "samples")
+    assert {(int(row["pid"]), row["role"]) for row in found} == {(main.pid, "main"), (child, "child")}
+    assert other.poll() is None and rows(root.parent / "out", "cgroup") == []
 
 
 # ---- processes come and go ----
@@ -266,15 +367,15 @@ def test_a_process_that_vanished_is_no_error(root: Path, start: Any, sleeper: in
     one = make(root)
     assert one.beat(NOON) == 1
     # Between finding and measuring.
-    processes = one.watcher.find(sampler.find_units(root), again=False)
-    killed = next(process for process in processes if process.pid == sleeper)
+    one.watcher.find(again=False)
     os.kill(sleeper, signal.SIGKILL)
     assert ended(sleeper)
-    assert list(one.watcher.sample(NOON, processes, detail=True)) == []
+    assert one.watcher.sample(NOON, False, one.rollup) == one.watcher.sample(NOON, True, one.rollup) == []
     os.waitpid(sleeper, 0)
-    assert (killed.detail(), killed.fds()) == (("", ""), "")
+    assert one.watcher.sample(NOON, True, one.rollup) == []
     assert one.beat(NOON + 60) == 0
     one.close()
+    assert [row["count"] for row in rows(root.parent / "out", "rollup")] == ["1"]
 
 
 def test_no_name_of_a_process_forges_its_figures(root: Path, start: Any, tmp_path: Path) -> None:
@@ -291,18 +392,25 @@ def test_no_name_of_a_process_forges_its_figures(root: Path, start: Any, tmp_pat
     one.close()
 
 
-def test_a_reused_pid_is_a_new_generation(root: Path, sleeper: int, monkeypatch: Any) -> None:
-    unit(root, "celery-worker@mail.service", sleeper)
+def test_a_reused_pid_is_a_new_generation(root: Path, start: Any) -> None:
+    first = start("sleep", "60")
+    unit(root, "celery-worker@mail.service", first.pid)
     one = make(root)
     one.beat(NOON)
-    one.beat(NOON + 60)
-    ticks = sampler.ticks_of(sleeper)
-    monkeypatch.setattr(sampler, "ticks_of", lambda pid: ticks + 100 * sampler.CLOCK_TICKS)
-    one.beat(NOON + 120)
+    (known,) = one.watcher.known.values()
+    # What is held of the one that ended says so, though there is another of that pid.
+    gone = os.fork()
+    if gone == 0:
+        time.sleep(60)
+        os._exit(0)
+    os.dup2(os.open(f"/proc/{gone}/statm", os.O_RDONLY), known.statm)
+    os.kill(gone, signal.SIGKILL)
+    os.waitpid(gone, 0)
+    assert one.beat(NOON + 60) == 0
+    assert one.beat(NOON + 120) == 1
+    assert one.watcher.known[first.pid] is not known
     one.close()
-    first, second, third = (float(row["start_time"]) for row in rows(root.parent / "out", "samples"))
-    assert (second - first, round(third - second)) == (0, 100)
-    assert [row["count"] for row in rows(root.parent / "out", "rollup")] == ["2", "1"]
+    assert [row["count"] for row in rows(root.parent / "out", "rollup")] == ["1", "1"]
 
 
 def test_a_clock_that_is_set_back_makes_no_new_generation_and_later_ones_go_by_it(
@@ -326,18 +434,37 @@ def test_a_clock_that_is_set_back_makes_no_new_generation_and_later_ones_go_by_i
 # ---- tasks ----
 
 
+def published(folder: Path, pid: int, start_time: float = 0) -> Any:
+    """What a sample would hold; None where nothing is read."""
+    process = SimpleNamespace(tasks_file=sampler.tasks_of(folder, pid, start_time))
+    return sampler.Process.read_tasks(process) if process.tasks_file >= 0 else None
+
+
 def test_tasks_are_what_the_process_published(tmp_path: Path) -> None:
     (tmp_path / "7").write_text("12\n")
-    assert sampler.tasks_of(tmp_path, 7, time.time() - 5) == 12
-    assert sampler.tasks_of(tmp_path, 8, 0) == ""
+    assert published(tmp_path, 7, time.time() - 5) == 12
+    assert published(tmp_path, 8) is None
     # The process is younger than the file: another of the same pid left it behind.
-    assert sampler.tasks_of(tmp_path, 7, time.time() + 5) == ""
+    assert published(tmp_path, 7, time.time() + 5) is None
+
+
+def test_tasks_are_found_when_they_are_published_later(root: Path, sleeper: int) -> None:
+    unit(root, "celery-worker@mail.service", sleeper)
+    one = make(root, detail_every=2)
+    one.beat(NOON)
+    (root.parent / "tasks").mkdir()
+    for beat in range(1, 4):
+        (root.parent / "tasks" / str(sleeper)).write_text(f"{beat * 7}\n")
+        one.beat(NOON + 60 * beat)
+    one.close()
+    assert [row["tasks"] for row in rows(root.parent / "out", "samples")] == ["", "", "14", "21"]
+    assert [row["tasks"] for row in rows(root.parent / "out", "rollup")] == ["21"]
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1e3", "1 2", "0x10", "²", "many"])
 def test_what_is_no_number_of_tasks_is_an_empty_cell(tmp_path: Path, text: str) -> None:
     (tmp_path / "7").write_text(text)
-    assert sampler.tasks_of(tmp_path, 7, 0) == ""
+    assert published(tmp_path, 7) == ""
 
 
 def test_a_workers_user_can_neither_lead_the_sampler_elsewhere_nor_hold_it_up(tmp_path: Path) -> None:
@@ -347,26 +474,35 @@ def test_a_workers_user_can_neither_lead_the_sampler_elsewhere_nor_hold_it_up(tm
     (tmp_path / "3").mkdir()
     (tmp_path / "4").write_text("9" * 5000)
     writer = os.open(tmp_path / "2", os.O_RDWR)
-    assert [sampler.tasks_of(tmp_path, pid, 0) for pid in (1, 2, 3)] == ["", "", ""]
+    assert [published(tmp_path, pid) for pid in (1, 2, 3)] == [None, "", ""]
     os.close(writer)
-    assert sampler.tasks_of(tmp_path, 4, 0) < 1 << 63
+    assert published(tmp_path, 4) < 1 << 63
 
 
 # ---- rollups ----
 
 
 def test_ten_minutes_of_a_process_become_one_line(root: Path, sleeper: int) -> None:
-    process = sampler.Watched(sleeper, 0, "celery-worker@mail.service")
+    process = sampler.Process(sleeper, None, root)
+    process.describe("main")
     rollup = sampler.Rollup()
-    for second, size in enumerate((500, 100, 400, 200)):
-        rollup.add(NOON + second, process, "main", size, second)
+    rollup.begin(NOON + 3)
+    process.sizes.extend((500, 100, 400, 200))
+    process.tasks = 3
+    rollup.open.append(process)
     assert not rollup.turned(NOON + 599)
     assert rollup.turned(NOON + 600)
     assert rollup.turned(NOON - 1)
-    row = dict(zip(sampler.ROLLUP_COLUMNS.split(","), rollup.rows()[0]))
-    assert (row["timestamp"], row["pid"], row["unit"], row["role"]) == (NOON, sleeper, process.unit, "main")
-    assert (row["count"], row["floor_kb"], row["median_kb"], row["max_kb"], row["tasks"]) == (4, 100, 300, 500, 3)
-    assert rollup.rows() == []
+    row = dict(zip(sampler.ROLLUP_COLUMNS.split(","), rollup.lines()[0].rstrip("\n").split(",")))
+    assert (row["timestamp"], row["pid"], row["role"]) == (f"{NOON}", f"{sleeper}", "main")
+    assert (row["count"], row["floor_kb"], row["median_kb"], row["max_kb"], row["tasks"]) == (
+        "4",
+        "100",
+        "300",
+        "500",
+        "3",
+    )
+    assert rollup.lines() == [] and not rollup.turned(NOON + 600)
 
 
 def test_rollups_are_in_the_file_of_their_day_and_the_last_one_is_written_at_the_end(root: Path, sleeper: int) -> None:
@@ -483,6 +619,33 @@ def test_beyond_keep_the_oldest_go_and_rollups_last(tmp_path: Path, keep: int, l
     assert names(tmp_path) == sorted([*left, "samples-20251124T000000Z.csv.bak", "samples-20251124T120000Z.csv"])
 
 
+def test_what_is_older_than_the_age_goes(tmp_path: Path) -> None:
+    """By the time in its name; what has another name by its last change."""
+    today = time.time()
+    old, new = (f"samples-{sampler.stamp(today - days * 86400)}.csv.gz" for days in (31, 29))
+    odd = "cgroup-by-hand.csv.gz"
+    closed(tmp_path, old, new, odd)
+    one = store(tmp_path, age=30 * 86400)
+    one.append("samples", today, line("a"))
+    assert names(tmp_path)[:-1] == [odd, new]
+    os.utime(tmp_path / odd, (1e9, 1e9))
+    one.append("cgroup", today, line("a"))
+    one.close()
+    assert odd not in names(tmp_path)
+
+
+def test_a_clock_that_jumps_ahead_removes_nothing_for_its_age(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    today = time.time()
+    old = f"samples-{sampler.stamp(today - 86400)}.csv.gz"
+    closed(tmp_path, old)
+    one = store(tmp_path, age=30 * 86400)
+    monkeypatch.setattr(sampler.time, "time", lambda: today + 365 * 86400)
+    one.append("samples", today + 365 * 86400, line("a"))
+    one.close()
+    assert old in names(tmp_path)
+    assert "until the next start nothing is removed for its age" in capsys.readouterr().err
+
+
 class Disk:
     """Lets os.write fill the folder up to `room` bytes: as on a disk, first a short write, then ENOSPC."""
 
@@ -553,10 +716,11 @@ def test_once_samples_what_matches_and_not_itself(tmp_path: Path, start: Any) ->
     pid = start("sh", "-c", "sleep 60; :", marker).pid
     ran = subprocess.run(command(tmp_path, "--once", f"--match={marker}"), capture_output=True, text=True)
     assert ran.returncode == 0
-    assert f"1 processes sampled into {tmp_path / 'out'}" in ran.stderr
-    (row,) = rows(tmp_path / "out", "samples")
-    assert (row["pid"], row["role"], row["command"]) == (str(pid), "main", f"sh -c sleep 60; : {marker}")
-    assert [row["count"] for row in rows(tmp_path / "out", "rollup")] == ["1"]
+    assert f"2 lines to {tmp_path / 'out'}; 2 processes in the last sample\n" in ran.stderr
+    main, child = rows(tmp_path / "out", "samples")
+    assert (main["pid"], main["role"], main["command"]) == (str(pid), "main", f"sh -c sleep 60; : {marker}")
+    assert (child["role"], child["command"]) == ("child", "sleep 60")
+    assert [row["count"] for row in rows(tmp_path / "out", "rollup")] == ["1", "1"]
 
 
 def test_a_second_writer_is_refused_and_told_what_to_do(tmp_path: Path) -> None:
@@ -594,7 +758,11 @@ def test_sigterm_ends_the_service_between_two_beats_however_long_they_take(tmp_p
 
 
 @pytest.mark.parametrize(
-    "wrong", ["--interval=0", "--interval=nan", "--interval=inf", "--detail-every=0", "--keep-mb=-1", "--match=("]
+    "wrong",
+    [
+        *("--interval=0", "--interval=nan", "--interval=inf", "--detail-every=0", "--keep-mb=-1", "--keep-days=0"),
+        *("--match=(", "--metrics=9253", "--metrics=host:", "--metrics=::1:99999", "--metrics=plimsoll.prom"),
+    ],
 )
 def test_a_wrong_option_is_named_before_anything_is_written(tmp_path: Path, capsys: Any, wrong: str) -> None:
     with pytest.raises(SystemExit) as refused:
@@ -602,3 +770,202 @@ def test_a_wrong_option_is_named_before_anything_is_written(tmp_path: Path, caps
     assert refused.value.code == 2
     assert wrong.split("=")[0] in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_without_output_samples_go_to_stdout_as_the_plain_script_had_them(start: Any) -> None:
+    marker = f"mark-{os.getpid()}"
+    pid = start("sh", "-c", "sleep 60; :", marker).pid
+    ran = subprocess.run(
+        [sys.executable, str(SCRIPT), "--once", "--plain", f"--match={marker}"], capture_output=True, text=True
+    )
+    assert ran.returncode == 0 and "2 lines to stdout; 2 processes" in ran.stderr
+    (row, _) = csv.DictReader(io.StringIO(ran.stdout))
+    assert list(row) == ["timestamp", "pid", "rss_kb", "command"]
+    assert (row["pid"], row["command"]) == (str(pid), f"sh -c sleep 60; : {marker}") and int(row["rss_kb"]) > 0
+
+
+def test_a_plain_file_is_beside_a_full_one_of_the_same_hour(root: Path, sleeper: int) -> None:
+    unit(root, "celery-worker@mail.service", sleeper)
+    for plain in (False, True):
+        watcher = sampler.Watcher(plain=plain, root=root)
+        one = sampler.Sampler(watcher, sampler.Store(root.parent / "out", MiB, 1e9, plain), 10)
+        one.beat(NOON)
+        one.beat(NOON + 60)
+        one.close()
+    full, plain_file = (content(path).splitlines() for path in sorted((root.parent / "out").glob("samples-*")))
+    assert len(full) == len(plain_file) == 3
+    assert plain_file[:2] == [sampler.PLAIN_COLUMNS, ",".join(full[1].split(",")[:4])]
+    assert len(rows(root.parent / "out", "cgroup")) == 2
+
+
+def test_whoever_reads_stdout_may_have_enough(start: Any) -> None:
+    marker = f"mark-{os.getpid()}"
+    start("sh", "-c", "sleep 60; :", marker)
+    service = start(
+        *(sys.executable, str(SCRIPT), "--interval=0.01", f"--match={marker}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert service.stdout.readline().startswith(b"timestamp,")
+    service.stdout.close()
+    assert service.wait(10) == 0
+    assert service.stderr.read() == b""
+
+
+def test_on_a_terminal_it_says_how_it_goes_and_ctrl_c_ends_it(tmp_path: Path, start: Any) -> None:
+    marker = f"mark-{os.getpid()}"
+    start("sh", "-c", "sleep 60; :", marker)
+    ours, theirs = os.openpty()
+    service = start(*command(tmp_path, "--interval=0.2", f"--match={marker}"), stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    while b"sample 2: 2 processes, " not in said:
+        said += os.read(ours, 1000)
+    service.send_signal(signal.SIGINT)
+    assert service.wait(10) == 0
+    # A terminal whose other end is closed reads as an error.
+    with contextlib.suppress(OSError):
+        while more := os.read(ours, 1000):
+            said += more
+    os.close(ours)
+    found = rows(tmp_path / "out", "samples")
+    assert f"\nrss_sampler: {len(found)} lines to {tmp_path / 'out'}; 2 processes".encode() in said.replace(b"\r", b"")
+    assert len(rows(tmp_path / "out", "rollup")) == 2
+
+
+def test_none_found_is_said_with_the_way_out(tmp_path: Path) -> None:
+    ran = subprocess.run(command(tmp_path, "--once", "--match=^$none"), capture_output=True, text=True)
+    assert ran.returncode == 0
+    assert "0 processes in the last sample: no unit celery-worker@*.service and no command line" in ran.stderr
+
+
+def test_too_few_files_are_said_and_the_rest_is_watched(root: Path, start: Any, capsys: Any) -> None:
+    unit(root, "celery-worker@mail.service", *(start("sleep", "60").pid for _ in range(8)))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (sampler.FILES_KEPT_FREE + 10, before[1]))
+    try:
+        one = make(root)
+        assert [one.beat(NOON), one.beat(NOON + 60)] == [5, 5]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    one.close()
+    assert capsys.readouterr().err.count("no more than 5 of 8 processes are watched; raise LimitNOFILE=") == 1
+
+
+# ---- the journal ----
+
+
+def test_the_journal_gets_fields_and_all_else_a_line(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+    sent: list[bytes] = []
+
+    class Journal(socket.socket):
+        def sendto(self, data: bytes, address: str) -> int:  # type: ignore[override]
+            assert address == "/run/systemd/journal/socket"
+            sent.append(data)
+            return len(data)
+
+    monkeypatch.setattr(sampler.socket, "socket", Journal)
+    sampler.say("a\nword", "full", 4, path=tmp_path)
+    assert sent == [] and capsys.readouterr().err == "rss_sampler: a\nword\n"
+    status = os.fstat(2)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    sampler.say("a\nword", "full", 4, path=tmp_path)
+    assert sent[0].decode().splitlines() == [
+        "MESSAGE=a word",
+        "PRIORITY=4",
+        "SYSLOG_IDENTIFIER=rss_sampler",
+        "PLIMSOLL_EVENT=full",
+        f"PLIMSOLL_PATH={tmp_path}",
+    ]
+    assert capsys.readouterr().err == ""
+
+
+# ---- metrics ----
+
+
+def scrape(text: str) -> dict[str, float]:
+    return {one.rpartition(" ")[0]: float(one.rpartition(" ")[2]) for one in text.splitlines() if one[:1] not in "#"}
+
+
+def test_the_last_sample_is_in_a_file_for_node_exporter(root: Path, start: Any, tmp_path: Path) -> None:
+    here = unit(root, "celery.slice/celery-worker@mail.service", *(start("sleep", "60").pid for _ in range(2)))
+    for name, text in CGROUP_FILES.items():
+        (here / name).write_text(text)
+    marker = f"mark-{os.getpid()}"
+    start("sh", "-c", "sleep 60; :", marker)
+    metrics = tmp_path / "plimsoll.prom"
+    one = make(root, match=marker)
+    one.metrics = sampler.Metrics(str(metrics))
+    one.beat(NOON)
+    for process in one.watcher.known.values():
+        process.floors.extend([(0.0, 1000), (1800.0, 1512)] if process.unit else [])
+    one.beat(NOON + 60)
+    one.close()
+    found = scrape(metrics.read_text())
+    mail = 'unit="celery-worker@mail.service"'
+    taken = [
+        row for row in rows(root.parent / "out", "samples") if row["timestamp"] == f"{NOON + 60}.000" and row["unit"]
+    ]
+    resident = f'plimsoll_worker_resident_memory_bytes{{role="main",{mail}}}'
+    assert found[resident] == sum(int(row["rss_kb"]) for row in taken if "mail" in row["unit"]) * 1024
+    # 512 KiB in half an hour, each of two.
+    assert found[f'plimsoll_worker_growth_bytes_per_hour{{role="main",{mail}}}'] == 2 * 1024 * 1024
+    assert found[f'plimsoll_worker_processes{{role="main",{mail}}}'] == 2
+    assert found[f'plimsoll_worker_swap_bytes{{role="main",{mail}}}'] == 0
+    assert found[f'plimsoll_worker_proportional_memory_bytes{{role="main",{mail}}}'] > 0
+    assert found[f"plimsoll_worker_memory_high_bytes{{{mail}}}"] == 209715200
+    assert f"plimsoll_worker_memory_max_bytes{{{mail}}}" not in found
+    assert found[f'plimsoll_worker_memory_events_total{{event="oom_kill",{mail}}}'] == 1
+    assert found[f'plimsoll_worker_memory_pressure_seconds_total{{kind="some",{mail}}}'] == 0.001234
+    assert found[f"plimsoll_worker_restarts_total{{{mail}}}"] == 3
+    assert found["plimsoll_sampler_last_sample_timestamp_seconds"] == NOON + 60
+    # A shell of this test is in no service, or in one of this machine's that is no worker.
+    assert sum(value for name, value in found.items() if name.startswith("plimsoll_worker_processes")) == 4
+    assert not any("pid" in name for name in found)
+
+
+def test_the_number_of_series_is_bounded(root: Path, sleeper: int, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sampler, "MOST_UNITS", 3)
+    for number in range(5):
+        unit(root, f"celery-worker@w{number}.service", *([sleeper] if number == 4 else []))
+    metrics = tmp_path / "plimsoll.prom"
+    one = make(root)
+    one.metrics = sampler.Metrics(str(metrics))
+    one.beat(NOON)
+    one.close()
+    found = scrape(metrics.read_text())
+    assert found['plimsoll_worker_processes{role="main",unit=""}'] == 1
+    assert {name for name in found if "restarts" in name} == {
+        f'plimsoll_worker_restarts_total{{unit="celery-worker@w{number}.service"}}' for number in range(3)
+    }
+
+
+def test_openmetrics_are_served_on_an_address(root: Path, sleeper: int) -> None:
+    unit(root, "celery-worker@mail.service", sleeper)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    one = make(root)
+    one.metrics = sampler.Metrics(f"127.0.0.1:{port}")
+    one.beat(NOON)
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/metrics", headers={"Accept": "application/openmetrics-text"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        text = answer.read().decode()
+        assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
+    one.close()
+    assert text.endswith("# EOF\n")
+    assert scrape(text)['plimsoll_worker_processes{role="main",unit="celery-worker@mail.service"}'] == 1
+    with pytest.raises(OSError, match="in use"):
+        sampler.Metrics(f"127.0.0.1:{port}")
+
+
+def test_metrics_that_cannot_be_written_are_said_once_and_samples_go_on(
+    root: Path, sleeper: int, tmp_path: Path, capsys: Any
+) -> None:
+    unit(root, "celery-worker@mail.service", sleeper)
+    one = make(root)
+    one.metrics = sampler.Metrics(str(tmp_path / "none" / "plimsoll.prom"))
+    assert [one.beat(NOON), one.beat(NOON + 60)] == [1, 1]
+    one.close()
+    assert capsys.readouterr().err.count("metrics are not written") == 1

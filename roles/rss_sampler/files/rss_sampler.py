@@ -3,26 +3,34 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Writes down what memory the Celery workers of this host hold. One file, Python 3.9 or later, on psutil.
 
-Watched are the processes in the cgroup (v2) of a unit `celery-worker@NAME.service`, and those whose command line
-matches --match. All files are CSV with a header, times are Unix seconds in UTC, sizes KiB; an unmeasured cell is empty.
+Watched are the processes in the cgroup (v1 or v2) of a unit `celery-worker@NAME.service`; and, wherever they run, those
+that a command line shows to be a Celery worker (celery worker, python -m celery worker, billiard's process titles) or
+that --match finds, with the processes that they start. With --output, all goes to CSV files with a header; without,
+samples go to stdout. Times are Unix seconds in UTC, sizes KiB; an unmeasured cell is empty.
 
-samples-STAMP.csv   a line is one process at one time. rss_kb, swap_kb, fds, threads every interval; pss_kb and uss_kb
-                    every --detail-every intervals, as the kernel walks the page tables for them. role is child when
-                    the process's parent is watched too. tasks is how many tasks the process has finished, where the
-                    bootstrap publishes it in /run/plimsoll/tasks/PID.
-cgroup-STAMP.csv    a line is one unit at one time. A limit of `max` is an empty cell; events_* and oom_kill count since
-                    the unit started, pressure_* are microseconds since then. n_restarts every --detail-every intervals.
+samples-STAMP.csv   a line is one process at one time. rss_kb, swap_kb and tasks every interval; pss_kb, uss_kb, fds and
+                    threads every --detail-every intervals, as they cost the kernel ten times as much. role is child
+                    when the process's parent is watched too. tasks is how many tasks the process has finished, where
+                    the bootstrap publishes it in /run/plimsoll/tasks/PID. With --plain only the first four columns.
+cgroup-STAMP.csv    a line is one unit at one time. A limit that is not set is an empty cell; events_* and oom_kill are
+                    counted since the unit started, pressure_* are microseconds since then. n_restarts every
+                    --detail-every intervals. cgroup v1 knows no memory.high and no pressure: those cells are empty.
 rollup-STAMP.csv    a line is one process and ten minutes, whose start is timestamp: count of samples, floor, median and
                     maximum of rss + swap, and tasks as of its last sample. A restart of the sampler in the ten minutes
                     gives a second line for them.
 
 STAMP is the start of the hour (a rollup's: of the day), 20261124T170000Z; where that name is taken, the time of the
-first line. A segment that is over is gzipped. When all of them together exceed --keep-mb, the oldest go, rollups last.
+first line. A segment that is over is gzipped. Those older than --keep-days go, and when all of them together exceed
+--keep-mb, the oldest, rollups last.
+
+--metrics serves the last sample to Prometheus, by prometheus_client: on ADDRESS:PORT as OpenMetrics, or in a file for
+node_exporter. The names are at the head of class Metrics.
 """
 
 from __future__ import annotations
 
 import argparse
+import calendar
 import contextlib
 import csv
 import errno
@@ -33,6 +41,7 @@ import io
 import itertools
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -40,9 +49,10 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import psutil
 
@@ -50,6 +60,7 @@ UNIT_PATTERN = "celery-worker@*.service"
 CGROUPS = Path("/sys/fs/cgroup")
 TASKS = Path("/run/plimsoll/tasks")
 
+PLAIN_COLUMNS = "timestamp,pid,rss_kb,command"
 SAMPLE_COLUMNS = "timestamp,pid,rss_kb,command,unit,start_time,role,pss_kb,uss_kb,swap_kb,fds,threads,tasks"
 CGROUP_COLUMNS = (
     "timestamp,unit,memory_current_kb,memory_high_kb,memory_max_kb,swap_kb,events_high,events_max,oom_kill,"
@@ -59,43 +70,63 @@ ROLLUP_COLUMNS = "timestamp,pid,unit,start_time,role,count,floor_kb,median_kb,ma
 
 HOUR, DAY, ROLLUP_SPAN = 3600, 86400, 600
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 COMMAND_LENGTH = 200
 # More than one beat writes: what a power cut left of it, be it zeros, is found in this much of the end.
 LONGEST_TAIL = 1 << 20
 # A broker's URL on a command line carries its password, at times with a bare / or @ in it; samples leave the host.
 CREDENTIALS = re.compile(r"://\S*@")
+# Options of `celery` itself that take a value, so that the value is not taken for the name of a command.
+CELERY_VALUES = {"-A", "--app", "-b", "--broker", "--result-backend", "--loader", "--config", "--workdir"}
+# Those of python that do.
+PYTHON_VALUES = {"-X", "-W", "--check-hash-based-pycs"}
+# Of cgroup v1: what it shows where no limit is set is the largest that it can count, by page.
+NO_LIMIT = 1 << 62
+NONE_FOUND = ": no unit celery-worker@*.service and no command line of a Celery worker; --match finds others"
+# What Prometheus is told of: more units than any host has, should their names come and go.
+MOST_UNITS = 200
+# Of the files that may be open: for what is held of units, and all that is opened for a moment.
+FILES_KEPT_FREE = 512
+# Ten minutes each, so that growth is that of the last hour.
+GROWTH_SPANS = 7
+# Of gzip: half of the time of the default for a tenth more bytes.
+GZIP_LEVEL = 4
 
 Cell = Union[int, str]
-Row = Sequence[Cell]
 _said: set[str] = set()
 
 
-def say(text: str) -> None:
-    """One line for the journal."""
+def say(text: str, event: str = "", priority: int = 6, **fields: object) -> None:
+    """One line for the journal, with PLIMSOLL_EVENT and fields of its own to search by; without a journal on stderr.
+
+    priority is syslog's: 3 an error, 4 a warning, 6 a word.
+    """
+    named = {"PLIMSOLL_EVENT": event, **{f"PLIMSOLL_{name.upper()}": value for name, value in fields.items()}}
+    entry = {"MESSAGE": text, "PRIORITY": priority, "SYSLOG_IDENTIFIER": "rss_sampler", **(named if event else {})}
+    lines = "".join(f"{name}={' '.join(str(value).split())}\n" for name, value in entry.items())
+    if stderr_is_journal():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, contextlib.suppress(OSError):
+            channel.sendto(lines.encode(errors="replace"), "/run/systemd/journal/socket")
+            return
     print(f"rss_sampler: {text}", file=sys.stderr, flush=True)
 
 
-def say_once(what: str, text: str) -> None:
-    if what not in _said:
-        _said.add(what)
-        say(text)
+def stderr_is_journal() -> bool:
+    """As systemd.exec(5) has it under JOURNAL_STREAM: a shell below the service may have redirected stderr."""
+    try:
+        status = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-# ---- what is watched ----
+def say_once(event: str, text: str, priority: int = 4, **fields: object) -> None:
+    if event not in _said:
+        _said.add(event)
+        say(text, event, priority, **fields)
 
 
-def find_units(root: Path) -> dict[str, Path]:
-    """Cgroup directory of each running worker, by unit name. Descends into slices alone: workers are nowhere else."""
-    found, pending = {}, [root]
-    while pending:
-        here = pending.pop()
-        try:
-            names = os.listdir(here)  # noqa: PTH208 - names are what is wanted, and a Path each is not
-        except OSError:  # gone in between
-            continue
-        pending += [here / name for name in names if name.endswith(".slice")]
-        found.update({name: here / name for name in names if fnmatch.fnmatchcase(name, UNIT_PATTERN)})
-    return found
+# ---- the kernel's files ----
 
 
 def read_text(path: str | Path) -> str:
@@ -107,10 +138,61 @@ def read_text(path: str | Path) -> str:
         return ""
 
 
+class Held:
+    """A file of the kernel's that is kept open and read anew: a third of the cost of opening it each time.
+
+    It stays that of the process or cgroup that it was opened for, whoever comes after it under the same name.
+    """
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, path: str | Path) -> None:
+        """One that does not exist reads as empty."""
+        self.descriptor = -1
+        with contextlib.suppress(OSError):
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self) -> str:
+        """Contents up to 64 KiB; empty where it is gone or not for us to read."""
+        try:
+            return os.pread(self.descriptor, 65536, 0).decode(errors="replace")
+        except OSError:
+            return ""
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
 def fields(text: str) -> dict[str, str]:
     """First word of each line to its second: /proc/PID/status (keys without the colon), memory.events."""
     # No splitlines(): a process may name itself with what Unicode calls a line's end, and forge lines of its status.
     return {words[0].rstrip(":"): words[1] for words in map(str.split, text.split("\n")) if len(words) > 1}
+
+
+def csv_line(cells: Iterable[Cell]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+# ---- units and their cgroups ----
+
+
+def find_units(root: Path) -> dict[str, Path]:
+    """Cgroup directory of each running worker, by unit name. Descends into slices alone: workers are nowhere else."""
+    found, pending = {}, [str(root)]
+    while pending:
+        here = pending.pop()
+        try:
+            names = os.listdir(here)  # noqa: PTH208 - names are what is wanted, and a Path each is not
+        except OSError:  # gone in between
+            continue
+        pending += [f"{here}/{name}" for name in names if name.endswith(".slice")]
+        units = (name for name in names if name.startswith("celery-") and fnmatch.fnmatchcase(name, UNIT_PATTERN))
+        found.update({name: Path(here, name) for name in units})
+    return found
 
 
 def processes_in(cgroup: Path) -> Iterator[int]:
@@ -120,15 +202,20 @@ def processes_in(cgroup: Path) -> Iterator[int]:
             yield from map(int, read_text(f"{folder}/cgroup.procs").split())
 
 
-def ticks_of(pid: int) -> int | None:
-    """Clock ticks from boot to the start of a process, which no setting of the clock changes. None if it is gone."""
-    rest = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return int(rest[19]) if rest else None
+def unit_by_pid(pid: int) -> str:
+    """The unit whose cgroup a process is in: the last part of its path that names a service or scope."""
+    paths = dict(line.split(":", 2)[1:] for line in read_text(f"/proc/{pid}/cgroup").split("\n") if line.count(":") > 1)
+    # The second is cgroup v1, where the first is of no use.
+    for path in (paths.get("", ""), paths.get("name=systemd", "")):
+        for part in reversed(path.split("/")):
+            if part.endswith((".service", ".scope")):
+                return part
+    return ""
 
 
 def kib(text: str) -> Cell:
-    """Bytes of a cgroup's file in KiB; `max` and an absent file are an empty cell."""
-    return int(text) // 1024 if text.strip().isdigit() else ""
+    """Bytes of a cgroup's file in KiB; `max`, what v1 has for it, and an absent file are an empty cell."""
+    return int(text) // 1024 if text.strip().isdigit() and int(text) < NO_LIMIT else ""
 
 
 def pressure_totals(text: str) -> tuple[Cell, Cell]:
@@ -137,12 +224,57 @@ def pressure_totals(text: str) -> tuple[Cell, Cell]:
     return int(totals["some"]) if "some" in totals else "", int(totals["full"]) if "full" in totals else ""
 
 
-def cgroup_row(now: float, unit: str, path: Path, restarts: Cell) -> Row:
-    """Columns of CGROUP_COLUMNS."""
-    events = fields(read_text(path / "memory.events"))
-    sizes = (kib(read_text(path / f"memory.{name}")) for name in ("current", "high", "max", "swap.current"))
-    counts = (events.get(name, "") for name in ("high", "max", "oom_kill"))
-    return [f"{now:.3f}", unit, *sizes, *counts, *pressure_totals(read_text(path / "memory.pressure")), restarts]
+def v2_figures(read: Callable[[str], str]) -> list[Cell]:
+    """The cells of CGROUP_COLUMNS from memory_current_kb to pressure_full_us, of cgroup v2's files."""
+    sizes = [kib(read(name)) for name in ("memory.current", "memory.high", "memory.max", "memory.swap.current")]
+    events = fields(read("memory.events"))
+    counts = [events.get(name, "") for name in ("high", "max", "oom_kill")]
+    return [*sizes, *counts, *pressure_totals(read("memory.pressure"))]
+
+
+def v1_figures(read: Callable[[str], str]) -> list[Cell]:
+    """The same of cgroup v1: events_max is memory.failcnt, and swap is what memsw counts beyond memory."""
+    usage, limit, both = (
+        kib(read(f"memory.{name}")) for name in ("usage_in_bytes", "limit_in_bytes", "memsw.usage_in_bytes")
+    )
+    swap: Cell = max(0, both - usage) if isinstance(both, int) and isinstance(usage, int) else ""
+    killed = fields(read("memory.oom_control")).get("oom_kill", "")
+    return [usage, "", limit, swap, "", read("memory.failcnt").strip(), killed, "", ""]
+
+
+class Unit:
+    """One run of a unit, by its cgroup. Raises OSError if it is gone."""
+
+    def __init__(self, name: str, processes: Path, memory: Path, figures: Callable[[Callable[[str], str]], list[Cell]]):
+        self.name, self.processes, self.memory, self.take = name, processes, memory, figures
+        self.inode = processes.stat().st_ino
+        self.held: dict[str, Held] = {}
+        self.figures: list[Cell] = []
+        self.restarts: Cell = ""
+
+    def lives(self) -> bool:
+        """Whether this is the run that is there now: systemd makes the cgroup anew at each start."""
+        try:
+            return os.stat(self.processes).st_ino == self.inode  # noqa: PTH116 - once a beat and unit
+        except OSError:
+            return False
+
+    def measure(self) -> None:
+        self.figures = self.take(self._read)
+
+    def _read(self, name: str) -> str:
+        if name not in self.held:
+            self.held[name] = Held(self.memory / name)
+        return self.held[name].read()
+
+    @property
+    def swaps(self) -> bool:
+        """Whether any of it may be swapped out; that it is not known does not rule it out."""
+        return self.figures[3] != 0
+
+    def close(self) -> None:
+        for held in self.held.values():
+            held.close()
 
 
 def show(properties: str, units: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -161,118 +293,285 @@ def restarts_of(units: Iterable[str]) -> dict[str, str]:
     return {unit: shown.get("NRestarts", "") for unit, shown in show("NRestarts", units).items()}
 
 
-def tasks_of(folder: Path, pid: int, start_time: float) -> Cell:
-    """Tasks that the process finished, as its bootstrap publishes them. Worker's users write that file: no trust."""
+# ---- processes ----
+
+
+def is_worker(argv: Sequence[str]) -> bool:
+    """Whether a command line is that of a Celery worker, or of a process of its pool."""
+    if not argv:
+        return False
+    # As billiard has it where setproctitle is installed: [celeryd: sales@host:ForkPoolWorker-1].
+    if argv[0].startswith("[celeryd"):
+        return True
+    rest = list(argv)
+    if re.fullmatch(r"(python|pypy)[\d.]*", os.path.basename(rest[0])):  # noqa: PTH119 - of thousands, at a scan
+        rest.pop(0)
+        while rest and rest[0].startswith("-") and rest[0] != "-m":
+            del rest[: 2 if rest[0] in PYTHON_VALUES else 1]
+        if rest[:1] == ["-m"]:
+            rest.pop(0)
+    if not rest or os.path.basename(rest[0]) != "celery":  # noqa: PTH119 - as above
+        return False
+    rest.pop(0)
+    while rest and rest[0].startswith("-"):
+        del rest[: 2 if rest[0] in CELERY_VALUES else 1]
+    return rest[:1] == ["worker"]
+
+
+def stat_of(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the third on, its state; empty if the process is gone."""
+    return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
+def parent_of(pid: int) -> int:
+    """Its parent's pid; 0 if it is gone."""
+    stat = stat_of(pid)
+    return int(stat[1]) if stat else 0
+
+
+def fds_of(pid: int) -> Cell:
+    """Open descriptors. Of another user's process they need CAP_SYS_PTRACE until Linux 6.2, and 5.14 or later."""
     try:
-        descriptor = os.open(folder / str(pid), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        # Since 6.2 that is their number.
+        return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fdinfo"))  # noqa: PTH116, PTH208
     except OSError:
         return ""
+
+
+def tasks_of(folder: Path, pid: int, start_time: float) -> int:
+    """Descriptor of what the process's bootstrap publishes, or -1. Workers' users write that file: no trust."""
     try:
-        text = os.read(descriptor, 16).strip()  # fits into 64 bits, whatever they write
-        # Older than the process: left behind by another of the same pid. A second for the clocks to differ.
-        return int(text) if text.isdigit() and os.fstat(descriptor).st_mtime > start_time - 1 else ""
+        descriptor = os.open(folder / str(pid), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return ""
-    finally:
-        os.close(descriptor)
+        return -1
+    # Older than the process: left behind by another of the same pid. A second for the clocks to differ.
+    if os.fstat(descriptor).st_mtime > start_time - 1:
+        return descriptor
+    os.close(descriptor)
+    return -1
 
 
-class Watched:
-    """One process: (pid, start time). Raises psutil.Error or OSError if it is gone."""
+class Process:
+    """One process that is watched. Raises OSError if it is gone."""
 
-    def __init__(self, pid: int, ticks: int, unit: str) -> None:
-        self.process = psutil.Process(pid)
-        self.pid, self.ticks, self.unit = pid, ticks, unit
-        # Not create_time(): older psutil goes by when the host booted as it was first asked, whatever the clock is now.
-        self.start_time = psutil.boot_time() + ticks / CLOCK_TICKS
-        self.read_command()
+    __slots__ = (
+        *("command", "floors", "head", "parent", "pid", "process", "pss", "role", "row", "rss", "sizes", "slow"),
+        *("start_time", "statm", "swap", "tasks", "tasks_file", "unit", "unit_name"),
+    )
 
-    def read_command(self) -> None:
+    def __init__(self, pid: int, unit: Unit | None, tasks: Path) -> None:
+        self.pid, self.unit = pid, unit
+        self.statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self.tasks_file = -1
+        try:
+            self.process = psutil.Process(pid)
+            stat = stat_of(pid)
+            self.unit_name = unit.name if unit else unit_by_pid(pid)
+            # Not create_time(): older psutil goes by when the host booted as it was first asked, whatever the clock is
+            # now. From ticks, which no setting of the clock changes.
+            self.start_time = psutil.boot_time() + int(stat[19]) / CLOCK_TICKS
+            self.command = self.read_command()
+            # If it were gone by now, all of this might be another's of the same pid.
+            os.pread(self.statm, 1, 0)
+        except (psutil.Error, IndexError):
+            self.close()
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+        except OSError:
+            self.close()
+            raise
+        self.tasks_file = tasks_of(tasks, pid, self.start_time)
+        self.parent, self.role = int(stat[1]), ""
+        self.rss, self.swap = 0, 0
+        self.pss: Cell = ""
+        self.tasks: Cell = ""
+        self.slow = ""
+        self.sizes = array("q")
+        self.floors: deque[tuple[float, int]] = deque(maxlen=GROWTH_SPANS)
+
+    def read_command(self) -> str:
         """Once is not enough: a process that is seen between fork and exec has none, or its parent's."""
         command = " ".join(" ".join(self.process.cmdline()).split())
-        self.command = CREDENTIALS.sub("://***@", command)[:COMMAND_LENGTH]
+        return CREDENTIALS.sub("://***@", command)[:COMMAND_LENGTH]
 
-    def detail(self) -> tuple[Cell, Cell]:
-        """(pss_kb, uss_kb); empty without the right to read smaps."""
-        try:
-            full = self.process.memory_full_info()
-        except (psutil.Error, OSError):
-            return "", ""
-        return full.pss // 1024, full.uss // 1024
+    def describe(self, role: str) -> None:
+        """What is the same on each of its lines."""
+        self.role = role
+        self.head = csv_line([self.command])[:-1]
+        self.row = f"{self.head}," + csv_line([self.unit_name, f"{self.start_time:.2f}", role])[:-1]
 
-    def fds(self) -> Cell:
+    def measure(self, pss: bool, tasks: Path) -> None:
+        """What costs more: the cells of pss_kb, uss_kb; fds, threads. Raises psutil.Error or OSError if it is gone."""
+        stat = stat_of(self.pid)
+        if not stat:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        self.parent, self.command = int(stat[1]), self.read_command()
+        uss: Cell = ""
+        if pss:
+            try:
+                full = self.process.memory_full_info()
+                self.pss, uss = full.pss // 1024, full.uss // 1024
+            except psutil.AccessDenied:
+                self.pss = ""
+                say_once("pss", "PSS and USS of other users' processes need CAP_SYS_PTRACE; those cells are empty")
+        self.slow = f"{self.pss},{uss},%s,{fds_of(self.pid)},{stat[17]},"
+        if self.tasks_file < 0:
+            self.tasks_file = tasks_of(tasks, self.pid, self.start_time)
+
+    def read_swap(self) -> int:
+        return int(fields(read_text(f"/proc/{self.pid}/status")).get("VmSwap", 0))
+
+    def read_tasks(self) -> Cell:
         try:
-            return self.process.num_fds()
-        except (psutil.Error, OSError):
+            text = os.pread(self.tasks_file, 16, 0).strip()  # fits into 64 bits, whatever they write
+        except OSError:  # a directory, or a pipe
             return ""
+        return int(text) if text.isdigit() else ""
+
+    def close(self) -> None:
+        os.close(self.statm)
+        if self.tasks_file >= 0:
+            os.close(self.tasks_file)
 
 
 class Watcher:
     """Finds the processes of the workers, beat after beat, and remembers who is who."""
 
-    def __init__(self, match: str | None, cgroups: Path = CGROUPS, tasks: Path = TASKS) -> None:
+    def __init__(
+        self, match: str | None = None, pss: bool = True, plain: bool = False, root: Path = CGROUPS, tasks: Path = TASKS
+    ) -> None:
         self.match = re.compile(match) if match else None
-        self.cgroups = cgroups
-        self.tasks = tasks
-        self.known: dict[int, Watched] = {}
-        self.others: set[int] = set()
-        if not (cgroups / "cgroup.controllers").exists():
-            say(f"{cgroups} is not cgroup v2: units are not found" + ("" if match else "; use --match"))
+        self.pss, self.plain, self.tasks = pss, plain, tasks
+        if (root / "cgroup.controllers").exists():
+            self.processes, self.memory, self.figures = root, root, v2_figures
+        else:
+            # cgroup v1: systemd's own hierarchy has all units, the memory controller's those that it accounts for.
+            self.processes, self.memory, self.figures = root / "systemd", root / "memory", v1_figures
+        # Two files are held for each.
+        self.most = max(1, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES_KEPT_FREE) // 2)
+        self.swaps = Held("/proc/swaps")
+        self.units: dict[str, Unit] = {}
+        self.known: dict[int, Process] = {}
+        # Names in /proc as of the last look, and those of them that are none of ours.
+        self.seen: set[str] = set()
+        self.others: set[str] = set()
 
-    def find(self, units: dict[str, Path], again: bool) -> list[Watched]:
-        """The processes that live now. again: read command lines anew, also of those that did not match."""
-        wanted: dict[int, str | None] = {pid: unit for unit, path in units.items() for pid in processes_in(path)}
-        if self.match:
-            wanted.update((pid, None) for pid in self._matching(again) if pid not in wanted)
-        known = {}
-        for pid, unit in wanted.items():
-            seen, ticks = self.known.get(pid), ticks_of(pid)
-            if ticks is None:  # it ended in between
-                continue
-            try:
-                if seen is None or seen.ticks != ticks:  # a reused pid is a new process
-                    seen = Watched(pid, ticks, unit_by_pid(pid) if unit is None else unit)
-                elif again:
-                    seen.read_command()
-            except (psutil.Error, OSError):
-                continue
-            known[pid] = seen
-        self.known = known
-        return sorted(known.values(), key=lambda one: one.pid)
+    def find(self, again: bool) -> None:
+        """Look who lives now, if anyone is new: who is gone is found out in reading.
 
-    def _matching(self, again: bool) -> Iterator[int]:
-        assert self.match is not None
-        pids = {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208 - as above
+        again: look in any case, and read command lines anew, as a process may exec.
+        """
+        names = set(os.listdir("/proc"))  # noqa: PTH208 - names are what is wanted
+        if not again and names <= self.seen:
+            return
+        self.seen = names
+        self._find_units()
+        wanted: dict[int, Unit | None] = {
+            pid: unit for unit in self.units.values() for pid in processes_in(unit.processes)
+        }
+        wanted.update(dict.fromkeys(self._loose({name for name in names if name.isdigit()}, wanted, again)))
+        for pid in self.known.keys() - wanted.keys():
+            self.known.pop(pid).close()
+        for pid in sorted(wanted.keys() - self.known.keys()):
+            if len(self.known) == self.most:
+                text = (
+                    f"no more than {self.most} of {len(wanted)} processes are watched; raise LimitNOFILE= (ulimit -n)"
+                )
+                say_once("files", text, 3)
+                break
+            with contextlib.suppress(OSError):  # gone again
+                self.known[pid] = Process(pid, wanted[pid], self.tasks)
+        self.known = dict(sorted(self.known.items()))
+        for one in self.known.values():
+            one.describe("child" if one.parent in self.known else "main")
+
+    def _find_units(self) -> None:
+        found = find_units(self.processes)
+        for name, unit in list(self.units.items()):
+            if name not in found or not unit.lives():
+                self.units.pop(name).close()
+        for name, path in sorted(found.items()):
+            if name not in self.units:
+                memory = self.memory / path.relative_to(self.processes)
+                with contextlib.suppress(OSError):  # gone again
+                    self.units[name] = Unit(name, path, memory, self.figures)
+
+    def _loose(self, pids: set[str], in_units: Mapping[int, object], again: bool) -> set[int]:
+        """Processes of workers that are in no unit of ours."""
         self.others = set() if again else self.others & pids
+        candidates = sorted({int(pid) for pid in pids - self.others} - in_units.keys())
         # A pattern is on our own command line too, and on that of a sudo or shell above us.
-        own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())} if pids - self.others else set()
-        for pid in pids - self.others:
-            command = read_text(f"/proc/{pid}/cmdline").replace("\0", " ")
-            if pid not in own and self.match.search(command):
-                yield pid
-            else:
-                self.others.add(pid)
+        own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())} if candidates and self.match else ()
+        found: set[int] = set()
+        for pid in candidates:
+            if again or pid not in self.known:
+                argv = read_text(f"/proc/{pid}/cmdline").rstrip("\0").split("\0")
+                ours = is_worker(argv) or (self.match and pid not in own and self.match.search(" ".join(argv)))
+                if not ours and not ((found or self.known) and parent_of(pid) in found.union(self.known)):
+                    self.others.add(str(pid))
+                    continue
+            found.add(pid)
+        return found
 
-    def sample(self, now: float, processes: Sequence[Watched], detail: bool) -> Iterator[tuple[Watched, str, int, Row]]:
-        """(process, role, rss + swap in KiB, columns of SAMPLE_COLUMNS) of each that still lives."""
-        for one in processes:
-            status = fields(read_text(f"/proc/{one.pid}/status"))
-            if "VmRSS" not in status:  # ended, or a zombie
+    def sample(self, now: float, detail: bool, rollup: Rollup) -> list[str]:
+        """A line of SAMPLE_COLUMNS, or of PLAIN_COLUMNS, of each process that lives; all of them go into the rollup."""
+        for name, unit in list(self.units.items()):
+            unit.measure()
+            if not unit.lives():
+                self.units.pop(name).close()
+        if detail:
+            self._measure()
+        # Where nothing is, no process need be asked: the line after the header is the first device's.
+        swapping = any(line.split()[3] != "0" for line in self.swaps.read().split("\n")[1:] if line)
+        lines, gone, moment = [], [], f"{now:.3f}"
+        for one in self.known.values():
+            try:
+                size, resident, _ = os.pread(one.statm, 64, 0).split(b" ", 2)
+            except OSError:
+                gone.append(one)
                 continue
-            rss, swap = int(status["VmRSS"]), int(status.get("VmSwap", 0))
-            role = "child" if int(status["PPid"]) in self.known else "main"
-            pss, uss = one.detail() if detail else ("", "")
-            row: Row = [
-                *(f"{now:.3f}", one.pid, rss, one.command, one.unit, f"{one.start_time:.2f}", role, pss, uss, swap),
-                *(one.fds(), status["Threads"], tasks_of(self.tasks, one.pid, one.start_time)),
-            ]
-            yield one, role, rss + swap, row
+            one.rss = rss = int(resident) * PAGE_KB
+            if not rss and size == b"0":  # a zombie
+                continue
+            one.swap = swap = one.read_swap() if swapping and (one.unit is None or one.unit.swaps) else 0
+            if one.tasks_file >= 0:
+                one.tasks = one.read_tasks()
+            if not one.sizes:
+                rollup.open.append(one)
+            one.sizes.append(rss + swap)
+            if self.plain:
+                lines.append(f"{moment},{one.pid},{rss},{one.head}\n")
+            elif detail:
+                lines.append(f"{moment},{one.pid},{rss},{one.row},{one.slow % swap}{one.tasks}\n")
+            else:
+                lines.append(f"{moment},{one.pid},{rss},{one.row},,,{swap},,,{one.tasks}\n")
+        for one in gone:
+            self._forget(one)
+        return lines
 
+    def _measure(self) -> None:
+        for one in list(self.known.values()):
+            try:
+                one.measure(self.pss, self.tasks)
+            except (psutil.Error, OSError):
+                self._forget(one)
+        for one in self.known.values():
+            one.describe("child" if one.parent in self.known else "main")
+        restarts = restarts_of(self.units) if self.units else {}
+        for name, unit in self.units.items():
+            unit.restarts = restarts.get(name, "")
 
-def unit_by_pid(pid: int) -> str:
-    """The unit whose cgroup a process is in: the last part of its path that names a service or scope."""
-    line = next((line for line in read_text(f"/proc/{pid}/cgroup").splitlines() if line.startswith("0::")), "")
-    return next((part for part in reversed(line.split("/")) if part.endswith((".service", ".scope"))), "")
+    def _forget(self, one: Process) -> None:
+        """It ended. Another that has its pid by the next beat is a new one."""
+        one.close()
+        del self.known[one.pid]
+        self.seen.discard(str(one.pid))
+
+    def unit_lines(self, now: float, detail: bool) -> list[str]:
+        """A line of CGROUP_COLUMNS of each unit."""
+        return [
+            csv_line([f"{now:.3f}", name, *unit.figures, unit.restarts if detail else ""])
+            for name, unit in sorted(self.units.items())
+        ]
 
 
 class Rollup:
@@ -280,30 +579,29 @@ class Rollup:
 
     def __init__(self) -> None:
         self.start = 0
-        self.open: dict[tuple[int, float], tuple[array[int], Row, Cell]] = {}
-
-    def add(self, now: float, one: Watched, role: str, size: int, tasks: Cell) -> None:
-        """size: rss + swap in KiB. Take rows() first when turned(now)."""
-        self.start = int(now) // ROLLUP_SPAN * ROLLUP_SPAN
-        key = (one.pid, one.start_time)
-        sizes = self.open[key][0] if key in self.open else array("q")
-        sizes.append(size)
-        self.open[key] = (sizes, [one.pid, one.unit, f"{one.start_time:.2f}", role], tasks)
+        # Those with a size or more; the loop over all processes adds to it.
+        self.open: list[Process] = []
 
     def turned(self, now: float) -> bool:
         """Whether now is in another ten minutes than what was added."""
         return bool(self.open) and int(now) // ROLLUP_SPAN * ROLLUP_SPAN != self.start
 
-    def rows(self) -> list[Row]:
-        """Columns of ROLLUP_COLUMNS of each process; starts anew."""
-        rows: list[Row] = []
-        for sizes, who, tasks in self.open.values():
-            ordered = sorted(sizes)
+    def begin(self, now: float) -> None:
+        self.start = int(now) // ROLLUP_SPAN * ROLLUP_SPAN
+
+    def lines(self) -> list[str]:
+        """A line of ROLLUP_COLUMNS of each process; starts anew."""
+        lines, moment = [], time.monotonic()
+        for one in self.open:
+            ordered = sorted(one.sizes)
             middle = len(ordered) // 2
             median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) // 2
-            rows.append([self.start, *who, len(ordered), ordered[0], median, ordered[-1], tasks])
-        self.open = {}
-        return rows
+            who: list[Cell] = [one.pid, one.unit_name, f"{one.start_time:.2f}", one.role]
+            lines.append(csv_line([self.start, *who, len(ordered), ordered[0], median, ordered[-1], one.tasks]))
+            one.floors.append((moment, ordered[0]))
+            one.sizes = array("q")
+        self.open = []
+        return lines
 
 
 # ---- where it goes ----
@@ -311,6 +609,14 @@ class Rollup:
 
 def stamp(when: float) -> str:
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(when))
+
+
+def stamped(path: Path) -> float:
+    """The time in a segment's name; of one that no sampler named, the time of its last change."""
+    try:
+        return calendar.timegm(time.strptime(path.name.split("-", 1)[1][:16], "%Y%m%dT%H%M%SZ"))
+    except ValueError:
+        return path.stat().st_mtime
 
 
 class Segment:
@@ -335,7 +641,7 @@ class Segment:
             path = self.folder / f"{self.kind}-{stamp(when)}.csv"
             if not path.with_name(path.name + ".gz").exists() and self._continues(path):
                 break
-        self.descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
         self.path = path
 
     def _continues(self, path: Path) -> bool:
@@ -346,15 +652,13 @@ class Segment:
         except FileNotFoundError:
             return True
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, lines: Sequence[str]) -> None:
         """Whole lines by one write, and a header before the first. Raises OSError with the file as it was before."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
         size = os.fstat(self.descriptor).st_size
         # A command line may hold bytes that are no UTF-8.
-        lines = (b"" if size else self.header) + text.getvalue().encode(errors="replace")
+        text = (b"" if size else self.header) + "".join(lines).encode(errors="replace")
         try:
-            if os.write(self.descriptor, lines) != len(lines):
+            if os.write(self.descriptor, text) != len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         except OSError:
             os.ftruncate(self.descriptor, size)
@@ -367,60 +671,72 @@ class Segment:
 
 
 class Store:
-    """All segments in one directory, kept to a total size. Raises BlockingIOError for a second writer."""
+    """All segments in one directory, kept to a size and an age. Raises BlockingIOError for a second writer."""
 
-    def __init__(self, folder: Path, keep_bytes: int) -> None:
-        self.folder, self.keep_bytes = folder, keep_bytes
+    def __init__(self, folder: Path, keep_bytes: int, keep_seconds: float, plain: bool = False) -> None:
+        self.folder, self.keep_bytes, self.keep_seconds = folder, keep_bytes, keep_seconds
+        # By the clock that no one sets: what is old is known as long as the other agrees with it.
+        self.began = time.time() - time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
-        self.lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o640)
-        fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self.segments = {
-            "samples": Segment(folder, "samples", SAMPLE_COLUMNS, HOUR),
-            "cgroup": Segment(folder, "cgroup", CGROUP_COLUMNS, HOUR),
-            "rollup": Segment(folder, "rollup", ROLLUP_COLUMNS, DAY),
-        }
+        self.lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self.lock)
+            raise
+        kinds = [("samples", SAMPLE_COLUMNS, HOUR), ("cgroup", CGROUP_COLUMNS, HOUR), ("rollup", ROLLUP_COLUMNS, DAY)]
+        if plain:
+            kinds = [("samples", PLAIN_COLUMNS, HOUR)]
+        self.segments = {kind: Segment(folder, kind, columns, span) for kind, columns, span in kinds}
         for scratch in folder.glob("*.csv.gz.tmp"):
             scratch.unlink()
         for path in self._files():
             if path.suffix == ".csv":
                 self._cut_torn_line(path)
 
-    def append(self, kind: str, now: float, rows: Sequence[Row]) -> None:
-        """Write rows of one kind. On a full disk the oldest closed segments make room; with none, rows are lost."""
-        if not rows:
+    def append(self, kind: str, now: float, lines: Sequence[str]) -> None:
+        """Write lines of one kind. On a full disk the oldest closed segments make room; with none, lines are lost."""
+        segment = self.segments.get(kind)
+        if not lines or segment is None:
             return
-        segment = self.segments[kind]
         while True:
             try:
                 if segment.path is None or segment.over(now):
                     segment.open(now)
                     self.tidy()
-                return segment.append(rows)
+                segment.append(lines)
+                _said.discard("lost")
+                return
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 closed = self._closed()
                 if not closed:
-                    return say_once("lost", f"{self.folder}: no room and no closed segment left; samples are lost")
-                say_once("full", f"{self.folder}: no room; dropping the oldest segments, {closed[0].name} first")
+                    text = f"{self.folder}: no room and no closed segment left; samples are lost until there is some"
+                    return say_once("lost", text, 3, path=self.folder)
+                text = f"{self.folder}: no room; dropping the oldest segments, {closed[0].name} first"
+                say_once("full", text, 4, path=self.folder)
                 closed[0].unlink()
 
     def tidy(self) -> None:
-        """Gzip the segments that are over, then remove the oldest until all fit into keep_bytes."""
+        """Gzip the segments that are over, remove those that are too old, and the oldest until all fit."""
         for path in self._closed():
             if path.suffix == ".csv":
                 try:
                     compress(path)
                 except OSError as error:
-                    say_once("gzip", f"{path.name} stays as it is for now: {error.strerror}")
+                    say_once("gzip", f"{path.name} stays as it is for now: {error.strerror}", path=path)
                     break
+        old = time.time() - self.keep_seconds
+        if abs(time.time() - time.monotonic() - self.began) > HOUR:
+            say_once("clock", "the clock was set: until the next start nothing is removed for its age")
+            old = 0
         sizes = {path: path.stat().st_size for path in self._files()}
         total = sum(sizes.values())
         for path in self._closed():
-            if total <= self.keep_bytes:
-                break
-            path.unlink()
-            total -= sizes[path]
+            if total > self.keep_bytes or stamped(path) < old:
+                path.unlink()
+                total -= sizes[path]
 
     def close(self) -> None:
         for segment in self.segments.values():
@@ -429,7 +745,7 @@ class Store:
 
     def _files(self) -> list[Path]:
         """Oldest first, but rollups after all others: they tell the most for their size."""
-        names = (f"{kind}-*.{end}" for kind in self.segments for end in ("csv", "csv.gz"))
+        names = (f"{kind}-*.{end}" for kind in ("samples", "cgroup", "rollup") for end in ("csv", "csv.gz"))
         paths = [path for name in names for path in self.folder.glob(name)]
         return sorted(paths, key=lambda path: (path.name.startswith("rollup"), path.name.split("-", 1)[1], path.name))
 
@@ -447,7 +763,8 @@ class Store:
             torn = len(file.read().rpartition(b"\n")[2])
         if torn:
             os.truncate(path, size - torn)
-            say(f"{path.name}: cut off {torn} bytes of a line that was never finished")
+            text = f"{path.name}: cut off {torn} bytes of a line that was never finished"
+            say(text, "torn", 4, path=path, bytes=torn)
 
 
 def compress(path: Path) -> None:
@@ -456,7 +773,7 @@ def compress(path: Path) -> None:
     try:
         with path.open("rb") as source, scratch.open("wb") as raw:
             os.fchmod(raw.fileno(), 0o640)
-            with gzip.GzipFile(filename="", fileobj=raw, mode="wb") as packed:
+            with gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=GZIP_LEVEL) as packed:
                 shutil.copyfileobj(source, packed)
             raw.flush()
             os.fsync(raw.fileno())
@@ -466,6 +783,122 @@ def compress(path: Path) -> None:
             scratch.unlink()
         raise
     path.unlink()
+
+
+class Stdout:
+    """In place of a store: samples as CSV, and nothing else."""
+
+    def __init__(self, plain: bool) -> None:
+        self.header = (PLAIN_COLUMNS if plain else SAMPLE_COLUMNS) + "\n"
+
+    def append(self, kind: str, now: float, lines: Sequence[str]) -> None:
+        """Raises BrokenPipeError once nobody reads any more."""
+        if kind == "samples":
+            sys.stdout.buffer.write((self.header + "".join(lines)).encode(errors="replace"))
+            sys.stdout.buffer.flush()
+            self.header = ""
+
+    def close(self) -> None:
+        pass
+
+
+class Metrics:
+    """The last sample for Prometheus. No series has a pid, and units beyond MOST_UNITS, and those that are no service
+    (a session's scope, say), are one: unit="". Sizes in bytes, role is main or child.
+
+    plimsoll_worker_resident_memory_bytes, plimsoll_worker_proportional_memory_bytes, plimsoll_worker_swap_bytes,
+    plimsoll_worker_processes       {unit, role}  sums over its processes; PSS is that of the last beat that took it
+    plimsoll_worker_growth_bytes_per_hour {unit, role}  of the ten-minute floors of RSS and swap, over the last hour at
+                                    most, of the processes that were there all the while: an indication, not a finding
+    plimsoll_worker_memory_bytes, plimsoll_worker_memory_high_bytes, plimsoll_worker_memory_max_bytes
+                                    {unit}        of its cgroup; no series for a limit that is not set
+    plimsoll_worker_memory_events_total           {unit, event}  high, max and oom_kill, since the unit started
+    plimsoll_worker_memory_pressure_seconds_total {unit, kind}   some and full (PSI), since then
+    plimsoll_worker_restarts_total                {unit}         systemd's NRestarts
+    plimsoll_sampler_last_sample_timestamp_seconds, plimsoll_sampler_beat_seconds   when, and how long it took
+    """
+
+    SIZES = (("memory", 0), ("memory_high", 1), ("memory_max", 2))
+
+    def __init__(self, where: str) -> None:
+        """Raises ImportError without prometheus_client, OSError where nothing can be served or written."""
+        from prometheus_client import CollectorRegistry, start_http_server, write_to_textfile
+
+        self.families: list[Any] = []
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        self.publish: Callable[[], None] = lambda: None
+        if where.startswith("/"):
+            self.publish = lambda: write_to_textfile(where, registry)
+        else:
+            host, _, port = where.rpartition(":")
+            start_http_server(int(port), host.strip("[]"), registry)
+
+    def collect(self) -> list[Any]:
+        """What prometheus_client asks for."""
+        return self.families
+
+    def update(self, processes: Iterable[Process], units: Mapping[str, Unit], now: float, took: float) -> None:
+        """now in Unix seconds, took in seconds."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        names = dict(itertools.islice(((name, name) for name in sorted(units)), MOST_UNITS))
+        sums: dict[tuple[str, str], list[float]] = {}
+        for one in processes:
+            name = one.unit_name if one.unit_name.endswith(".service") else ""
+            if name not in names:
+                if len(names) < MOST_UNITS:
+                    names[name] = name
+                else:
+                    name = ""
+            if one.rss or one.swap:
+                total = sums.setdefault((name, one.role), [0, 0, 0, 0, 0])
+                for at, value in enumerate((one.rss * 1024, int(one.pss or 0) * 1024, one.swap * 1024, 1, growth(one))):
+                    total[at] += value
+        kinds = ("resident_memory_bytes", "proportional_memory_bytes", "swap_bytes", "processes")
+        by_role = [
+            GaugeMetricFamily(f"plimsoll_worker_{kind}", "See rss_sampler.py, Metrics", labels=["unit", "role"])
+            for kind in (*kinds, "growth_bytes_per_hour")
+        ]
+        for labels, total in sorted(sums.items()):
+            for family, value in zip(by_role, total):
+                family.add_metric(labels, value)
+        sizes = [
+            (GaugeMetricFamily(f"plimsoll_worker_{kind}_bytes", "Of its cgroup", labels=["unit"]), at)
+            for kind, at in self.SIZES
+        ]
+        events = CounterMetricFamily(
+            "plimsoll_worker_memory_events", "memory.events since the unit started", labels=["unit", "event"]
+        )
+        pressure = CounterMetricFamily(
+            "plimsoll_worker_memory_pressure_seconds", "PSI since the unit started", labels=["unit", "kind"]
+        )
+        restarts = CounterMetricFamily("plimsoll_worker_restarts", "NRestarts of systemd", labels=["unit"])
+        for name in itertools.islice(sorted(units), MOST_UNITS):
+            unit = units[name]
+            for family, at in sizes:
+                if unit.figures[at] != "":
+                    family.add_metric([name], int(unit.figures[at]) * 1024)
+            for at, event in enumerate(("high", "max", "oom_kill"), 4):
+                if unit.figures[at] != "":
+                    events.add_metric([name, event], int(unit.figures[at]))
+            for at, kind in enumerate(("some", "full"), 7):
+                if unit.figures[at] != "":
+                    pressure.add_metric([name, kind], int(unit.figures[at]) / 1e6)
+            if unit.restarts != "":
+                restarts.add_metric([name], int(unit.restarts))
+        last = GaugeMetricFamily("plimsoll_sampler_last_sample_timestamp_seconds", "Unix time", value=now)
+        beat = GaugeMetricFamily("plimsoll_sampler_beat_seconds", "How long the last sample took", value=took)
+        self.families = [*by_role, *(family for family, _ in sizes), events, pressure, restarts, last, beat]
+        self.publish()
+
+
+def growth(one: Process) -> float:
+    """Bytes an hour from the first to the last of its ten-minute floors that are remembered; 0 before there are two."""
+    if len(one.floors) < 2:
+        return 0.0
+    (began, low), (ended, high) = one.floors[0], one.floors[-1]
+    return (high - low) * 1024 * HOUR / max(1.0, ended - began)
 
 
 # ---- the service ----
@@ -482,31 +915,37 @@ def notify(state: str) -> None:
 class Sampler:
     """Watcher, rollup and store together; beat() is one round."""
 
-    def __init__(self, watcher: Watcher, store: Store, detail_every: int) -> None:
-        self.watcher, self.store, self.detail_every = watcher, store, detail_every
+    def __init__(
+        self, watcher: Watcher, store: Store | Stdout, detail_every: int, metrics: Metrics | None = None
+    ) -> None:
+        self.watcher, self.store, self.detail_every, self.metrics = watcher, store, detail_every, metrics
         self.rollup = Rollup()
-        self.beats = 0
+        self.beats = self.taken = 0
 
     def beat(self, now: float) -> int:
         """Sample once; how many processes were there. Raises OSError for all but a full disk."""
+        began = time.monotonic()
         detail = self.beats % self.detail_every == 0
         self.beats += 1
         if self.rollup.turned(now):
-            self.store.append("rollup", self.rollup.start, self.rollup.rows())
-        units = find_units(self.watcher.cgroups)
-        rows = []
-        for one, role, size, row in self.watcher.sample(now, self.watcher.find(units, again=detail), detail):
-            rows.append(row)
-            self.rollup.add(now, one, role, size, row[-1])
-        self.store.append("samples", now, rows)
-        restarts = restarts_of(units) if detail and units else {}
-        cgroups = [cgroup_row(now, unit, path, restarts.get(unit, "")) for unit, path in sorted(units.items())]
-        self.store.append("cgroup", now, cgroups)
-        return len(rows)
+            self.store.append("rollup", self.rollup.start, self.rollup.lines())
+        self.rollup.begin(now)
+        self.watcher.find(again=detail)
+        lines = self.watcher.sample(now, detail, self.rollup)
+        self.store.append("samples", now, lines)
+        self.taken += len(lines)
+        self.store.append("cgroup", now, self.watcher.unit_lines(now, detail))
+        if self.metrics:
+            took = time.monotonic() - began
+            try:
+                self.metrics.update(self.watcher.known.values(), self.watcher.units, now, took)
+            except OSError as error:
+                say_once("metrics", f"{error.filename or '--metrics'}: {error.strerror}; metrics are not written")
+        return len(lines)
 
     def close(self) -> None:
         try:
-            self.store.append("rollup", self.rollup.start, self.rollup.rows())
+            self.store.append("rollup", self.rollup.start, self.rollup.lines())
         finally:
             self.store.close()
 
@@ -550,41 +989,87 @@ def pattern(text: str) -> str:
     return text
 
 
+def place(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not text.startswith("/") and not (host and port.isdigit() and int(port) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither ADDRESS:PORT nor the absolute path of a file")
+    return text
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="rss_sampler", description="Samples the memory of this host's Celery workers into CSV files."
+        prog="rss_sampler", description="Samples the memory of this host's Celery workers into CSV."
     )
     add = parser.add_argument
-    add("--output", metavar="DIR", type=Path, default=Path("/var/log/plimsoll/samples"), help="default: %(default)s")
+    add("--output", metavar="DIR", type=Path, help="write segments and rollups there; default: samples to stdout")
     add("--interval", metavar="SECONDS", type=seconds, default=60.0, help="default: 60")
-    add("--detail-every", metavar="N", type=count, default=10, help="PSS, USS, restarts every N intervals: 10")
-    add("--keep-mb", metavar="MB", type=count, default=512, help="size of all files together; default: 512")
-    add("--match", metavar="REGEX", type=pattern, help="watch processes whose command line matches, too")
     add("--once", action="store_true", help="take one sample and end")
+    add("--match", metavar="REGEX", type=pattern, help="watch processes whose command line matches, too")
+    add("--plain", action="store_true", help=f"the columns {PLAIN_COLUMNS} alone")
+    add("--detail-every", metavar="N", type=count, default=10, help="PSS, descriptors, ... every N intervals: 10")
+    add("--no-pss", action="store_true", help="leave PSS and USS out; they need CAP_SYS_PTRACE, and cost the most")
+    add("--keep-mb", metavar="MB", type=count, default=512, help="size of all files together; default: 512")
+    add("--keep-days", metavar="DAYS", type=seconds, default=30.0, help="age of the oldest file; default: 30")
+    add("--metrics", metavar="WHERE", type=place, help="ADDRESS:PORT, or FILE.prom for node_exporter")
     options = parser.parse_args(arguments)
 
+    # A few files are held for each process and unit.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # Blocked and waited for: no signal comes in the middle of a write.
     stop = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+    where = options.output or "stdout"
     try:
-        store = Store(options.output, options.keep_mb << 20)
+        store: Store | Stdout = Stdout(options.plain)
+        if options.output:
+            store = Store(options.output, options.keep_mb << 20, options.keep_days * DAY, options.plain)
+        metrics = Metrics(options.metrics) if options.metrics else None
     except BlockingIOError:
-        say(f"another sampler writes to {options.output}; stop it, or name another --output")
+        say(f"another sampler writes to {where}; stop it, or name another --output", "refused", 3)
+        return 1
+    except ImportError:
+        say("--metrics needs prometheus_client: apt install python3-prometheus-client, or pip", "refused", 3)
         return 1
     except OSError as error:
-        say(f"{options.output}: {error.strerror}; name a directory that can be written to with --output")
+        what = f"--metrics={options.metrics}" if options.metrics and not error.filename else where
+        say(f"{what}: {error.strerror}; name another place", "refused", 3)
         return 1
-    sampler = Sampler(Watcher(options.match), store, options.detail_every)
+    sampler = Sampler(Watcher(options.match, not options.no_pss, options.plain), store, options.detail_every, metrics)
+    watched = sys.stderr.isatty() and (options.output is not None or not sys.stdout.isatty())
+    beat = progress(sampler) if watched else sampler.beat
     try:
         with contextlib.closing(sampler):
             if options.once:
-                say(f"{sampler.beat(time.time())} processes sampled into {options.output}")
+                beat(time.time())
             else:
-                run(sampler.beat, options.interval, stop)
+                run(beat, options.interval, stop)
+    except BrokenPipeError:  # whoever read it has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
     except OSError as error:
-        say(f"{error.filename or options.output}: {error.strerror}")
+        say(f"{error.filename or where}: {error.strerror}", "failed", 3)
         return 1
+    if watched:
+        print(file=sys.stderr)
+    if watched or options.once:
+        found = len(sampler.watcher.known)
+        say(f"{sampler.taken} lines to {where}; {found} processes in the last sample{'' if found else NONE_FOUND}")
     return 0
+
+
+def progress(sampler: Sampler) -> Callable[[float], int]:
+    """A beat that says on the terminal what there is, on one line that it writes over."""
+
+    def beat(now: float) -> int:
+        found = sampler.beat(now)
+        size = sum(one.rss for one in sampler.watcher.known.values()) // 1024
+        text = f"{time.strftime('%H:%M:%S')}  sample {sampler.beats}: {found} processes, {size} MiB RSS; Ctrl-C ends"
+        # Over what was there, and the rest of that line cleared.
+        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+        return found
+
+    return beat
 
 
 if __name__ == "__main__":
