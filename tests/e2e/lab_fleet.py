@@ -24,6 +24,7 @@ SETTINGS = {
     "celery_worker_environment": {"ODD": ODD, "DIGIT": "1", "BOXOFFICE_VISIBILITY_TIMEOUT": "30"},
     "celery_worker_stop_timeout": 25,
     "celery_worker_watchdog": 20,
+    "rss_sampler_metrics": "127.0.0.1:9253",
     "rss_sampler_guard_interval": 2,
     "rss_sampler_guard_sustain": 6,
 }

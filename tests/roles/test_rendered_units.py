@@ -334,3 +334,45 @@ def test_the_modules_own_check_sees_every_file_of_a_unit() -> None:
     assert "celery-worker@.service:" in complaints(service.replace("KillMode", "KilMode"), dropin)
     wrong = dropin.replace("MemoryMax=", "MemoryMax=x")
     assert "celery-worker@sales.service.d/10-worker.conf:" in complaints(service, wrong)
+
+
+# ---- rss_sampler ----
+
+SAMPLER = "rss_sampler/plimsoll-sampler.service.j2"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "there", "not_there"),
+    [
+        ({}, ["AmbientCapabilities=CAP_SYS_PTRACE", "PrivateNetwork=true"], ["--no-pss", "--metrics", "IPAddress"]),
+        ({"rss_sampler_pss": False}, ["--no-pss", "CapabilityBoundingSet=\n"], ["CAP_SYS_PTRACE"]),
+        (
+            {"rss_sampler_metrics": "127.0.0.1:9253"},
+            ["--metrics=127.0.0.1:9253\n", "IPAddressDeny=any\nIPAddressAllow=localhost\n"],
+            ["PrivateNetwork"],
+        ),
+        (
+            {"rss_sampler_metrics": "/var/lib/prometheus/node-exporter/plimsoll.prom"},
+            [
+                "--metrics=/run/plimsoll-sampler/plimsoll.prom\n",
+                "RuntimeDirectory=plimsoll-sampler\n",
+                "PrivateNetwork",
+            ],
+            ["/var/lib"],
+        ),
+    ],
+)
+def test_the_sampler_has_the_rights_that_it_needs_and_scores_below_two(
+    units: Path, chosen: dict[str, Any], there: list[str], not_there: list[str]
+) -> None:
+    text = rendered(SAMPLER, **chosen)
+    assert [one for one in there if one not in text] == [] and [one for one in not_there if one in text] == []
+    assert "\nDynamicUser=true\n" in text
+    install(units, place(SAMPLER), text)
+    assert verify(units, unit(SAMPLER)) == (0, "")
+    ran = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", units / place(SAMPLER)],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -340,53 +341,50 @@ def test_a_path_in_what_is_noted_does_not_hide_the_reason(file: Any, tmp_path: P
 # ---- what the hosts' own programs write ----
 
 
-def watched(pid: int) -> Any:
-    return SimpleNamespace(
-        pid=pid,
-        command='celery -A shop worker -Q "a,b"',
-        unit=UNIT,
-        start_time=NOON - 99.123,
-        detail=lambda: (80_000, 70_000),
-        fds=lambda: 12,
-    )
+def sampled(root: Path, command: str, monkeypatch: Any) -> Any:
+    """A watcher of one unit whose one process is this one, and its segments, with figures that are made up."""
+    here = root / "cgroup" / UNIT
+    here.mkdir(parents=True)
+    (root / "cgroup" / "cgroup.controllers").touch()
+    (here / "cgroup.procs").write_text(f"{os.getpid()}\n")
+    (here / "memory.current").write_text("104857600\n")
+    (root / "tasks").mkdir()
+    (root / "tasks" / str(os.getpid())).write_text("17\n")
+    monkeypatch.setattr(sampler, "restarts_of", lambda units: dict.fromkeys(units, "3"))
+    monkeypatch.setattr(sampler, "command_of", lambda raw: command)
+    watcher = sampler.Watcher(root=root / "cgroup", tasks=root / "tasks")
+    one = sampler.Sampler(watcher, sampler.Store(root / "samples", 1 << 20, 1e9), 10)
+    one.beat(NOON + 0.25)
+    one.close()
+    return one
 
 
 def test_every_column_that_the_sampler_writes_is_read(tmp_path: Path, monkeypatch: Any) -> None:
-    """By the sampler's own code, on figures that are made up; a segment that is open, and one that is gzipped."""
-    status = "VmRSS:\t90000 kB\nVmSwap:\t8 kB\nPPid:\t41\nThreads:\t3\n"
-    monkeypatch.setattr(sampler, "read_text", lambda path: status)
-    monkeypatch.setattr(sampler, "tasks_of", lambda folder, pid, start_time: 17)
-    watcher = SimpleNamespace(known={41: None}, tasks=tmp_path)
-    ((one, role, size, row),) = sampler.Watcher.sample(watcher, NOON + 0.25, [watched(42)], True)
-    cgroup = sampler.cgroup_row(NOON, UNIT, tmp_path, 3)
-    store = sampler.Store(tmp_path / "samples", 1 << 20)
-    store.append("samples", NOON, [row])
-    store.append("cgroup", NOON, [cgroup])
-    rollup = sampler.Rollup()
-    rollup.add(NOON, one, role, size, row[-1])
-    store.append("rollup", NOON, rollup.rows())
-    store.close()
+    """By the sampler's own code; a segment that is open, and one that is gzipped."""
+    command = 'celery -A shop worker -Q "a,b"'
+    one = sampled(tmp_path, command, monkeypatch)
     sampler.compress(next((tmp_path / "samples").glob("samples-*.csv")))
-    data = read_host("h", tmp_path, strict=True)
-    assert data.samples == [
-        Sample(
-            timestamp=NOON + 0.25,
-            pid=42,
-            rss_kb=90000,
-            command='celery -A shop worker -Q "a,b"',
-            unit=UNIT,
-            start_time=round(NOON - 99.123, 2),
-            role="child",
-            pss_kb=80_000,
-            uss_kb=70_000,
-            swap_kb=8,
-            fds=12,
-            threads=3,
-            tasks=17,
-        )
-    ]
-    assert data.cgroups == [CgroupSample(NOON, UNIT, n_restarts=3)]
-    assert len(files_of(tmp_path)) == 3
+    data = read_host("h", tmp_path / "samples", strict=True)
+    ((process, size),) = ((process, process.slow) for process in one.watcher.known.values())
+    (sample,) = data.samples
+    assert sample == Sample(
+        timestamp=NOON + 0.25,
+        pid=os.getpid(),
+        rss_kb=sample.rss_kb,
+        command=command,
+        unit=UNIT,
+        start_time=round(process.start_time, 2),
+        role="main",
+        pss_kb=size[0],
+        uss_kb=size[1],
+        swap_kb=0,
+        fds=size[2],
+        threads=int(size[3]),
+        tasks=17,
+    )
+    assert sample.rss_kb >= sample.pss_kb >= sample.uss_kb > 1000
+    assert data.cgroups == [CgroupSample(NOON + 0.25, UNIT, memory_current_kb=102400, n_restarts=3)]
+    assert len(files_of(tmp_path / "samples")) == 3
 
 
 def test_the_readers_columns_are_the_samplers() -> None:
@@ -394,13 +392,10 @@ def test_the_readers_columns_are_the_samplers() -> None:
     assert ",".join(CgroupSample._fields) == sampler.CGROUP_COLUMNS
 
 
-def test_a_command_of_any_bytes_comes_through(tmp_path: Path) -> None:
+def test_a_command_of_any_bytes_comes_through(tmp_path: Path, monkeypatch: Any) -> None:
     """The sampler's own writing, quotes and all."""
-    odd = "a,\"b\" \\ \u202e \udcff;'c'"
-    store = sampler.Store(tmp_path, 1 << 20)
-    store.append("samples", NOON, [[f"{NOON}.000", 1, 2, odd, *[""] * 9]])
-    store.close()
-    (row,) = read_host("h", tmp_path, strict=True).samples
+    sampled(tmp_path, "a,\"b\" \\ \u202e \udcff;'c'", monkeypatch)
+    (row,) = read_host("h", tmp_path / "samples", strict=True).samples
     assert row.command == "a,\"b\" \\ ? ?;'c'"
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -289,7 +290,7 @@ def test_a_command_line_of_any_bytes_is_one_line_of_utf_8(root: Path, start: Any
     one.beat(NOON)
     one.close()
     (command,) = commands(root.parent / "out")
-    assert command.startswith('sh -c sleep 60; : ?," xxx')
+    assert command.startswith('sh -c sleep 60; : \ufffd," xxx')
     assert len(command) == sampler.COMMAND_LENGTH
 
 
@@ -370,9 +371,9 @@ def test_a_process_that_vanished_is_no_error(root: Path, start: Any, sleeper: in
     one.watcher.find(again=False)
     os.kill(sleeper, signal.SIGKILL)
     assert ended(sleeper)
-    assert one.watcher.sample(NOON, False, one.rollup) == one.watcher.sample(NOON, True, one.rollup) == []
+    assert one.watcher.sample(NOON, False) == one.watcher.sample(NOON, True) == []
     os.waitpid(sleeper, 0)
-    assert one.watcher.sample(NOON, True, one.rollup) == []
+    assert one.watcher.sample(NOON, True) == []
     assert one.beat(NOON + 60) == 0
     one.close()
     assert [row["count"] for row in rows(root.parent / "out", "rollup")] == ["1"]
@@ -487,9 +488,11 @@ def test_ten_minutes_of_a_process_become_one_line(root: Path, sleeper: int) -> N
     process.describe("main")
     rollup = sampler.Rollup()
     rollup.begin(NOON + 3)
-    process.sizes.extend((500, 100, 400, 200))
+    rollup.follow([process])
+    for size in (500, 100, -1, 400, 200):
+        rollup.add(array("q", [size]))
     process.tasks = 3
-    rollup.open.append(process)
+    assert rollup.last() == [(process, 200)]
     assert not rollup.turned(NOON + 599)
     assert rollup.turned(NOON + 600)
     assert rollup.turned(NOON - 1)
@@ -502,7 +505,12 @@ def test_ten_minutes_of_a_process_become_one_line(root: Path, sleeper: int) -> N
         "500",
         "3",
     )
-    assert rollup.lines() == [] and not rollup.turned(NOON + 600)
+    assert rollup.lines() == [] and rollup.last() == []
+    rollup.add(array("q", [700]))
+    process.close()
+    rollup.follow([])
+    assert [line.split(",")[5:9] for line in rollup.lines()] == [["1", "700", "700", "700"]]
+    assert rollup.lines() == rollup.ended == []
 
 
 def test_rollups_are_in_the_file_of_their_day_and_the_last_one_is_written_at_the_end(root: Path, sleeper: int) -> None:

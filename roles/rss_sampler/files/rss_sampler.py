@@ -76,6 +76,7 @@ COMMAND_LENGTH = 200
 LONGEST_TAIL = 1 << 20
 # A broker's URL on a command line carries its password, at times with a bare / or @ in it; samples leave the host.
 CREDENTIALS = re.compile(r"://\S*@")
+SMAPS = re.compile(rb"^(Pss|Private_\w+): +(\d+) kB", re.MULTILINE)
 # Options of `celery` itself that take a value, so that the value is not taken for the name of a command.
 CELERY_VALUES = {"-A", "--app", "-b", "--broker", "--result-backend", "--loader", "--config", "--workdir"}
 # Those of python that do.
@@ -180,19 +181,33 @@ def csv_line(cells: Iterable[Cell]) -> str:
 # ---- units and their cgroups ----
 
 
-def find_units(root: Path) -> dict[str, Path]:
-    """Cgroup directory of each running worker, by unit name. Descends into slices alone: workers are nowhere else."""
-    found, pending = {}, [str(root)]
+def slices_of(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """A directory with cgroups of services, and what is in it: root, and the slices below. Workers are nowhere else."""
+    pending = [str(root)]
     while pending:
         here = pending.pop()
-        try:
+        with contextlib.suppress(OSError):  # gone in between
             names = os.listdir(here)  # noqa: PTH208 - names are what is wanted, and a Path each is not
-        except OSError:  # gone in between
-            continue
-        pending += [f"{here}/{name}" for name in names if name.endswith(".slice")]
-        units = (name for name in names if name.startswith("celery-") and fnmatch.fnmatchcase(name, UNIT_PATTERN))
-        found.update({name: Path(here, name) for name in units})
-    return found
+            pending += [f"{here}/{name}" for name in names if name.endswith(".slice")]
+            yield here, names
+
+
+def find_units(root: Path) -> dict[str, Path]:
+    """Cgroup directory of each running worker, by unit name."""
+    return {
+        name: Path(here, name)
+        for here, names in slices_of(root)
+        for name in names
+        if name.startswith("celery-") and fnmatch.fnmatchcase(name, UNIT_PATTERN)
+    }
+
+
+def links(path: str) -> int:
+    """Of a directory: two, and one for each in it. 0 if it is gone."""
+    try:
+        return os.stat(path).st_nlink  # noqa: PTH116 - once a beat and slice
+    except OSError:
+        return 0
 
 
 def processes_in(cgroup: Path) -> Iterator[int]:
@@ -248,14 +263,25 @@ class Unit:
     def __init__(self, name: str, processes: Path, memory: Path, figures: Callable[[Callable[[str], str]], list[Cell]]):
         self.name, self.processes, self.memory, self.take = name, processes, memory, figures
         self.inode = processes.stat().st_ino
+        self.procs = Held(processes / "cgroup.procs")
+        self.listed: str | None = None
         self.held: dict[str, Held] = {}
         self.figures: list[Cell] = []
         self.restarts: Cell = ""
 
-    def lives(self) -> bool:
-        """Whether this is the run that is there now: systemd makes the cgroup anew at each start."""
+    def changed(self) -> bool:
+        """Whether other processes may be in it than when this was asked last, or it is not there any more."""
         try:
-            return os.stat(self.processes).st_ino == self.inode  # noqa: PTH116 - once a beat and unit
+            status = os.stat(self.processes)  # noqa: PTH116 - once a beat and unit
+        except OSError:
+            return True
+        before, self.listed = self.listed, self.procs.read()
+        # systemd makes a cgroup anew at each start. A third link is a cgroup below, with processes of its own.
+        return self.listed != before or status.st_ino != self.inode or status.st_nlink != 2
+
+    def lives(self) -> bool:
+        try:
+            return os.stat(self.processes).st_ino == self.inode  # noqa: PTH116 - as above
         except OSError:
             return False
 
@@ -273,7 +299,7 @@ class Unit:
         return self.figures[3] != 0
 
     def close(self) -> None:
-        for held in self.held.values():
+        for held in (self.procs, *self.held.values()):
             held.close()
 
 
@@ -318,6 +344,11 @@ def is_worker(argv: Sequence[str]) -> bool:
     return rest[:1] == ["worker"]
 
 
+def command_of(raw: str) -> str:
+    """A command line as it is written down, from what the kernel has."""
+    return CREDENTIALS.sub("://***@", " ".join(raw.replace("\0", " ").split()))[:COMMAND_LENGTH]
+
+
 def stat_of(pid: int) -> list[str]:
     """Fields of /proc/PID/stat from the third on, its state; empty if the process is gone."""
     return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
@@ -338,6 +369,20 @@ def fds_of(pid: int) -> Cell:
         return ""
 
 
+def pss_and_uss(pid: int) -> tuple[Cell, Cell]:
+    """Proportional and unique set size, KiB, as proc(5) has them; psutil's memory_full_info, at half of its cost."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:  # noqa: PTH123 - as in read_text
+            found = SMAPS.findall(file.read())
+    except PermissionError:
+        say_once("pss", "PSS and USS of other users' processes need CAP_SYS_PTRACE; those cells are empty")
+        return "", ""
+    except OSError:  # it ended, or is a zombie
+        return "", ""
+    sizes = [(name, int(size)) for name, size in found]
+    return sum(size for name, size in sizes if name == b"Pss"), sum(size for name, size in sizes if name != b"Pss")
+
+
 def tasks_of(folder: Path, pid: int, start_time: float) -> int:
     """Descriptor of what the process's bootstrap publishes, or -1. Workers' users write that file: no trust."""
     try:
@@ -355,7 +400,7 @@ class Process:
     """One process that is watched. Raises OSError if it is gone."""
 
     __slots__ = (
-        *("command", "floors", "head", "parent", "pid", "process", "pss", "role", "row", "rss", "sizes", "slow"),
+        *("command", "described", "floors", "parent", "pid", "pss", "raw", "role", "row", "sizes", "slow"),
         *("start_time", "statm", "swap", "tasks", "tasks_file", "unit", "unit_name"),
     )
 
@@ -364,58 +409,70 @@ class Process:
         self.statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
         self.tasks_file = -1
         try:
-            self.process = psutil.Process(pid)
             stat = stat_of(pid)
             self.unit_name = unit.name if unit else unit_by_pid(pid)
             # Not create_time(): older psutil goes by when the host booted as it was first asked, whatever the clock is
             # now. From ticks, which no setting of the clock changes.
             self.start_time = psutil.boot_time() + int(stat[19]) / CLOCK_TICKS
-            self.command = self.read_command()
+            self.raw = self.command = ""
+            self.read_command()
             # If it were gone by now, all of this might be another's of the same pid.
             os.pread(self.statm, 1, 0)
-        except (psutil.Error, IndexError):
+        except (OSError, IndexError):
             self.close()
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
-        except OSError:
-            self.close()
-            raise
         self.tasks_file = tasks_of(tasks, pid, self.start_time)
-        self.parent, self.role = int(stat[1]), ""
-        self.rss, self.swap = 0, 0
+        self.parent, self.role, self.described, self.row = int(stat[1]), "", "", ""
+        self.swap = 0
         self.pss: Cell = ""
         self.tasks: Cell = ""
-        self.slow = ""
+        self.slow: tuple[Cell, ...] = ("", "", "", "")
         self.sizes = array("q")
         self.floors: deque[tuple[float, int]] = deque(maxlen=GROWTH_SPANS)
 
-    def read_command(self) -> str:
+    def read_command(self) -> None:
         """Once is not enough: a process that is seen between fork and exec has none, or its parent's."""
-        command = " ".join(" ".join(self.process.cmdline()).split())
-        return CREDENTIALS.sub("://***@", command)[:COMMAND_LENGTH]
+        raw = read_text(f"/proc/{self.pid}/cmdline")
+        if raw != self.raw:
+            self.raw, self.command = raw, command_of(raw)
 
     def describe(self, role: str) -> None:
-        """What is the same on each of its lines."""
-        self.role = role
-        self.head = csv_line([self.command])[:-1]
-        self.row = f"{self.head}," + csv_line([self.unit_name, f"{self.start_time:.2f}", role])[:-1]
+        """What is the same on each of its lines: all from command to role."""
+        if (role, self.command) != (self.role, self.described):
+            self.role, self.described = role, self.command
+            cells = [self.command, self.unit_name, f"{self.start_time:.2f}", role]
+            self.row = "," + csv_line(cells)[:-1] + ","
+
+    def tail(self, plain: bool) -> str:
+        """From command on, where that is the same at all but a few beats; else empty."""
+        if plain:
+            return "," + csv_line([self.command])
+        return "" if self.tasks_file >= 0 else f"{self.row},,0,,,\n"
 
     def measure(self, pss: bool, tasks: Path) -> None:
-        """What costs more: the cells of pss_kb, uss_kb; fds, threads. Raises psutil.Error or OSError if it is gone."""
+        """What costs more: the cells of pss_kb, uss_kb, fds, threads. Raises OSError if it is gone."""
         stat = stat_of(self.pid)
         if not stat:
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-        self.parent, self.command = int(stat[1]), self.read_command()
+        self.parent = int(stat[1])
+        self.read_command()
         uss: Cell = ""
         if pss:
-            try:
-                full = self.process.memory_full_info()
-                self.pss, uss = full.pss // 1024, full.uss // 1024
-            except psutil.AccessDenied:
-                self.pss = ""
-                say_once("pss", "PSS and USS of other users' processes need CAP_SYS_PTRACE; those cells are empty")
-        self.slow = f"{self.pss},{uss},%s,{fds_of(self.pid)},{stat[17]},"
+            self.pss, uss = pss_and_uss(self.pid)
+        self.slow = self.pss, uss, fds_of(self.pid), stat[17]
         if self.tasks_file < 0:
             self.tasks_file = tasks_of(tasks, self.pid, self.start_time)
+
+    def cells(self, detail: bool) -> str:
+        """The rest of a line from command on, where not all is empty or 0."""
+        if self.tasks_file >= 0:
+            self.tasks = self.read_tasks()
+        pss, uss, fds, threads = self.slow if detail else ("", "", "", "")
+        return f"{self.row}{pss},{uss},{self.swap},{fds},{threads},{self.tasks}\n"
+
+    def is_zombie(self) -> bool:
+        """Whether it has no memory at all, rather than all of it swapped out."""
+        return read_text(f"/proc/{self.pid}/statm").startswith("0 ")
 
     def read_swap(self) -> int:
         return int(fields(read_text(f"/proc/{self.pid}/status")).get("VmSwap", 0))
@@ -429,6 +486,7 @@ class Process:
 
     def close(self) -> None:
         os.close(self.statm)
+        self.statm = -1
         if self.tasks_file >= 0:
             os.close(self.tasks_file)
 
@@ -449,28 +507,46 @@ class Watcher:
         # Two files are held for each.
         self.most = max(1, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES_KEPT_FREE) // 2)
         self.swaps = Held("/proc/swaps")
+        self.swapping = False
+        self.rollup = Rollup()
         self.units: dict[str, Unit] = {}
         self.known: dict[int, Process] = {}
+        # What a sample takes of each: statm, its line up to rss_kb, the rest of a line that has no more cells (empty
+        # where it has), and the process.
+        self.loop: list[tuple[int, str, str, Process]] = []
+        # Whether one ended since the last look, whose pid may be another's by now.
+        self.stale = False
         # Names in /proc as of the last look, and those of them that are none of ours.
         self.seen: set[str] = set()
+        self.loose: set[int] = set()
+        # Directories of units, and their links: those change as units come and go.
+        self.slices: dict[str, int] = {}
         self.others: set[str] = set()
 
     def find(self, again: bool) -> None:
-        """Look who lives now, if anyone is new: who is gone is found out in reading.
+        """Look who lives now, if anyone may be new: who is gone is found out in reading.
 
-        again: look in any case, and read command lines anew, as a process may exec.
+        A new process of a unit is seen at once. All of /proc is looked through for others where there are such, or no
+        unit; and else every time that again is true. Command lines are read anew then, too, as a process may exec.
         """
-        names = set(os.listdir("/proc"))  # noqa: PTH208 - names are what is wanted
-        if not again and names <= self.seen:
+        changed = [unit for unit in self.units.values() if unit.changed()]
+        if again or self.loose or not self.units:
+            names = set(os.listdir("/proc"))  # noqa: PTH208 - names are what is wanted
+            new = not names <= self.seen
+            self.seen = names
+        else:
+            new = False
+        if not (again or changed or new or self.stale or self.slices != {here: links(here) for here in self.slices}):
             return
-        self.seen = names
+        self.stale = False
         self._find_units()
         wanted: dict[int, Unit | None] = {
             pid: unit for unit in self.units.values() for pid in processes_in(unit.processes)
         }
-        wanted.update(dict.fromkeys(self._loose({name for name in names if name.isdigit()}, wanted, again)))
-        for pid in self.known.keys() - wanted.keys():
-            self.known.pop(pid).close()
+        if again or self.loose or not self.units:
+            self.loose = self._loose({name for name in self.seen if name.isdigit()}, wanted, again)
+        wanted.update(dict.fromkeys(self.loose))
+        self._forget([one for pid, one in self.known.items() if pid not in wanted])
         for pid in sorted(wanted.keys() - self.known.keys()):
             if len(self.known) == self.most:
                 text = (
@@ -481,10 +557,17 @@ class Watcher:
             with contextlib.suppress(OSError):  # gone again
                 self.known[pid] = Process(pid, wanted[pid], self.tasks)
         self.known = dict(sorted(self.known.items()))
+        self._describe()
+
+    def _describe(self) -> None:
         for one in self.known.values():
             one.describe("child" if one.parent in self.known else "main")
+        self.loop = [(one.statm, f"{one.pid},", one.tail(self.plain), one) for one in self.known.values()]
+        self.rollup.follow(list(self.known.values()))
 
     def _find_units(self) -> None:
+        # Before: what comes after it is found when it is looked for next.
+        self.slices = {here: links(here) for here, _ in slices_of(self.processes)}
         found = find_units(self.processes)
         for name, unit in list(self.units.items()):
             if name not in found or not unit.lives():
@@ -512,8 +595,8 @@ class Watcher:
             found.add(pid)
         return found
 
-    def sample(self, now: float, detail: bool, rollup: Rollup) -> list[str]:
-        """A line of SAMPLE_COLUMNS, or of PLAIN_COLUMNS, of each process that lives; all of them go into the rollup."""
+    def sample(self, now: float, detail: bool) -> list[str]:
+        """A line of SAMPLE_COLUMNS, or of PLAIN_COLUMNS, of each process that lives."""
         for name, unit in list(self.units.items()):
             unit.measure()
             if not unit.lives():
@@ -522,54 +605,63 @@ class Watcher:
             self._measure()
         # Where nothing is, no process need be asked: the line after the header is the first device's.
         swapping = any(line.split()[3] != "0" for line in self.swaps.read().split("\n")[1:] if line)
-        lines, gone, moment = [], [], f"{now:.3f}"
-        for one in self.known.values():
+        if self.swapping and not swapping:
+            for one in self.known.values():
+                one.swap = 0
+        self.swapping = swapping
+        # As little as can be is touched for each: with what the host did since the last beat, nothing is in the caches.
+        lines, gone, sizes, moment, read = [], [], array("q"), f"{now:.3f},", os.pread
+        for statm, head, tail, one in self.loop:
             try:
-                size, resident, _ = os.pread(one.statm, 64, 0).split(b" ", 2)
+                rss = int(read(statm, 64, 0).split(b" ", 2)[1]) * PAGE_KB
             except OSError:
                 gone.append(one)
+                rss = 0
+            if not rss and (one in gone or one.is_zombie()):
+                sizes.append(-1)
                 continue
-            one.rss = rss = int(resident) * PAGE_KB
-            if not rss and size == b"0":  # a zombie
-                continue
-            one.swap = swap = one.read_swap() if swapping and (one.unit is None or one.unit.swaps) else 0
-            if one.tasks_file >= 0:
-                one.tasks = one.read_tasks()
-            if not one.sizes:
-                rollup.open.append(one)
-            one.sizes.append(rss + swap)
-            if self.plain:
-                lines.append(f"{moment},{one.pid},{rss},{one.head}\n")
-            elif detail:
-                lines.append(f"{moment},{one.pid},{rss},{one.row},{one.slow % swap}{one.tasks}\n")
+            if swapping:
+                one.swap = one.read_swap() if one.unit is None or one.unit.swaps else 0
+            if swapping or detail or not tail:
+                sizes.append(rss + one.swap)
+                lines.append(f"{moment}{head}{rss}{tail if self.plain else one.cells(detail)}")
             else:
-                lines.append(f"{moment},{one.pid},{rss},{one.row},,,{swap},,,{one.tasks}\n")
-        for one in gone:
-            self._forget(one)
+                sizes.append(rss)
+                lines.append(f"{moment}{head}{rss}{tail}")
+        self.rollup.add(sizes)
+        self._forget(gone)
         return lines
 
     def _measure(self) -> None:
-        for one in list(self.known.values()):
+        gone = []
+        for one in self.known.values():
             try:
                 one.measure(self.pss, self.tasks)
-            except (psutil.Error, OSError):
-                self._forget(one)
-        for one in self.known.values():
-            one.describe("child" if one.parent in self.known else "main")
+            except OSError:
+                gone.append(one)
+        self._forget(gone)
+        self._describe()
         restarts = restarts_of(self.units) if self.units else {}
         for name, unit in self.units.items():
             unit.restarts = restarts.get(name, "")
 
-    def _forget(self, one: Process) -> None:
-        """It ended. Another that has its pid by the next beat is a new one."""
-        one.close()
-        del self.known[one.pid]
-        self.seen.discard(str(one.pid))
+    def _forget(self, gone: Sequence[Process]) -> None:
+        """They ended. Another that has the pid of one of them by the next beat is a new one."""
+        if not gone:
+            return
+        for one in gone:
+            one.close()
+            del self.known[one.pid]
+            self.seen.discard(str(one.pid))
+            self.loose.discard(one.pid)
+        self.loop = [entry for entry in self.loop if entry[-1].statm >= 0]
+        self.rollup.follow([entry[-1] for entry in self.loop])
+        self.stale = True
 
     def unit_lines(self, now: float, detail: bool) -> list[str]:
         """A line of CGROUP_COLUMNS of each unit."""
         return [
-            csv_line([f"{now:.3f}", name, *unit.figures, unit.restarts if detail else ""])
+            f"{now:.3f},{name},{','.join(map(str, unit.figures))},{unit.restarts if detail else ''}\n"
             for name, unit in sorted(self.units.items())
         ]
 
@@ -579,28 +671,52 @@ class Rollup:
 
     def __init__(self) -> None:
         self.start = 0
-        # Those with a size or more; the loop over all processes adds to it.
-        self.open: list[Process] = []
+        # The sizes of a beat are in the order of those that are there; of those that ended they are in them.
+        self.there: list[Process] = []
+        self.beats: list[array[int]] = []
+        self.ended: list[Process] = []
+
+    def follow(self, processes: list[Process]) -> None:
+        """Those that the sizes of the next beats are of."""
+        self._settle()
+        self.ended += [one for one in self.there if one.statm < 0 and one.sizes]
+        self.there = processes
+
+    def add(self, sizes: array[int]) -> None:
+        """rss + swap in KiB of each that is there; -1 for one that has none."""
+        self.beats.append(sizes)
+
+    def last(self) -> list[tuple[Process, int]]:
+        """The sizes of the last beat, without those that have none."""
+        return [(one, size) for one, size in zip(self.there, self.beats[-1] if self.beats else ()) if size >= 0]
+
+    def _settle(self) -> None:
+        for one, sizes in zip(self.there, zip(*self.beats)):
+            one.sizes.extend(size for size in sizes if size >= 0)
+        self.beats = []
 
     def turned(self, now: float) -> bool:
         """Whether now is in another ten minutes than what was added."""
-        return bool(self.open) and int(now) // ROLLUP_SPAN * ROLLUP_SPAN != self.start
+        return self.start > 0 and int(now) // ROLLUP_SPAN * ROLLUP_SPAN != self.start
 
     def begin(self, now: float) -> None:
         self.start = int(now) // ROLLUP_SPAN * ROLLUP_SPAN
 
     def lines(self) -> list[str]:
         """A line of ROLLUP_COLUMNS of each process; starts anew."""
+        self._settle()
         lines, moment = [], time.monotonic()
-        for one in self.open:
+        for one in self.ended + self.there:
             ordered = sorted(one.sizes)
+            if not ordered:
+                continue
             middle = len(ordered) // 2
             median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) // 2
             who: list[Cell] = [one.pid, one.unit_name, f"{one.start_time:.2f}", one.role]
             lines.append(csv_line([self.start, *who, len(ordered), ordered[0], median, ordered[-1], one.tasks]))
             one.floors.append((moment, ordered[0]))
             one.sizes = array("q")
-        self.open = []
+        self.ended = []
         return lines
 
 
@@ -829,7 +945,7 @@ class Metrics:
         registry.register(self)
         self.publish: Callable[[], None] = lambda: None
         if where.startswith("/"):
-            self.publish = lambda: write_to_textfile(where, registry)
+            self.publish = lambda: publicly(lambda: write_to_textfile(where, registry))
         else:
             host, _, port = where.rpartition(":")
             start_http_server(int(port), host.strip("[]"), registry)
@@ -838,23 +954,23 @@ class Metrics:
         """What prometheus_client asks for."""
         return self.families
 
-    def update(self, processes: Iterable[Process], units: Mapping[str, Unit], now: float, took: float) -> None:
-        """now in Unix seconds, took in seconds."""
+    def update(self, last: Iterable[tuple[Process, int]], units: Mapping[str, Unit], now: float, took: float) -> None:
+        """last is processes with their rss + swap in KiB; now in Unix seconds, took in seconds."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         names = dict(itertools.islice(((name, name) for name in sorted(units)), MOST_UNITS))
         sums: dict[tuple[str, str], list[float]] = {}
-        for one in processes:
+        for one, size in last:
             name = one.unit_name if one.unit_name.endswith(".service") else ""
             if name not in names:
                 if len(names) < MOST_UNITS:
                     names[name] = name
                 else:
                     name = ""
-            if one.rss or one.swap:
-                total = sums.setdefault((name, one.role), [0, 0, 0, 0, 0])
-                for at, value in enumerate((one.rss * 1024, int(one.pss or 0) * 1024, one.swap * 1024, 1, growth(one))):
-                    total[at] += value
+            total = sums.setdefault((name, one.role), [0, 0, 0, 0, 0])
+            values = ((size - one.swap) * 1024, int(one.pss or 0) * 1024, one.swap * 1024, 1, growth(one))
+            for at, value in enumerate(values):
+                total[at] += value
         kinds = ("resident_memory_bytes", "proportional_memory_bytes", "swap_bytes", "processes")
         by_role = [
             GaugeMetricFamily(f"plimsoll_worker_{kind}", "See rss_sampler.py, Metrics", labels=["unit", "role"])
@@ -893,6 +1009,15 @@ class Metrics:
         self.publish()
 
 
+def publicly(write: Callable[[], object]) -> None:
+    """Write a file that others may read: node_exporter is another user."""
+    before = os.umask(0o022)
+    try:
+        write()
+    finally:
+        os.umask(before)
+
+
 def growth(one: Process) -> float:
     """Bytes an hour from the first to the last of its ten-minute floors that are remembered; 0 before there are two."""
     if len(one.floors) < 2:
@@ -919,7 +1044,7 @@ class Sampler:
         self, watcher: Watcher, store: Store | Stdout, detail_every: int, metrics: Metrics | None = None
     ) -> None:
         self.watcher, self.store, self.detail_every, self.metrics = watcher, store, detail_every, metrics
-        self.rollup = Rollup()
+        self.rollup = watcher.rollup
         self.beats = self.taken = 0
 
     def beat(self, now: float) -> int:
@@ -931,14 +1056,14 @@ class Sampler:
             self.store.append("rollup", self.rollup.start, self.rollup.lines())
         self.rollup.begin(now)
         self.watcher.find(again=detail)
-        lines = self.watcher.sample(now, detail, self.rollup)
+        lines = self.watcher.sample(now, detail)
         self.store.append("samples", now, lines)
         self.taken += len(lines)
         self.store.append("cgroup", now, self.watcher.unit_lines(now, detail))
         if self.metrics:
             took = time.monotonic() - began
             try:
-                self.metrics.update(self.watcher.known.values(), self.watcher.units, now, took)
+                self.metrics.update(self.rollup.last(), self.watcher.units, now, took)
             except OSError as error:
                 say_once("metrics", f"{error.filename or '--metrics'}: {error.strerror}; metrics are not written")
         return len(lines)
@@ -1063,8 +1188,8 @@ def progress(sampler: Sampler) -> Callable[[float], int]:
 
     def beat(now: float) -> int:
         found = sampler.beat(now)
-        size = sum(one.rss for one in sampler.watcher.known.values()) // 1024
-        text = f"{time.strftime('%H:%M:%S')}  sample {sampler.beats}: {found} processes, {size} MiB RSS; Ctrl-C ends"
+        size = sum(size for _, size in sampler.rollup.last()) // 1024
+        text = f"{time.strftime('%H:%M:%S')}  sample {sampler.beats}: {found} processes, {size} MiB; Ctrl-C ends"
         # Over what was there, and the rest of that line cleared.
         print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
         return found

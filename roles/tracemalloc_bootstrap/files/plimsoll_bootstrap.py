@@ -410,7 +410,10 @@ class Process:
                 if left.name.isdigit() and not Path("/proc", left.name).exists():
                     left.unlink(missing_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-            return os.open(directory / str(os.getpid()), flags, 0o640)
+            counter = os.open(directory / str(os.getpid()), flags, 0o644)
+            # Whatever the umask: the sampler is another user.
+            os.fchmod(counter, 0o644)
+            return counter
         except OSError as error:
             _complain("the count of tasks is not published", error)
             return -1
