@@ -114,8 +114,8 @@ def wrong(host: Host, cgroup_v1: bool, guard: bool = False, pressure: bool = Fal
         found.append(f"this host has systemd {host.systemd or 'of an unknown version'}; {OLDEST_SYSTEMD} is the oldest")
     if host.cgroup == 1 and not cgroup_v1:
         found.append(
-            "this host is on cgroup v1: there MemoryMax, TasksMax, CPUWeight, restarts and the watchdog hold, and"
-            " MemoryHigh, MemorySwapMax, OOMPolicy=kill as one kill, PSI, the guard and the sampler do"
+            "this host is on cgroup v1: there MemoryMax, TasksMax, CPUWeight, restarts, the watchdog and the sampler"
+            " hold, and MemoryHigh, MemorySwapMax, OOMPolicy=kill as one kill, PSI and the guard do"
             " not; boot it with systemd.unified_cgroup_hierarchy=1, or set celery_worker_cgroup_v1: true and"
             ' rss_sampler_guard: "off" to go without'
         )

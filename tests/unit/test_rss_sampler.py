@@ -7,6 +7,7 @@ import csv
 import errno
 import gzip
 import io
+import json
 import os
 import resource
 import shutil
@@ -977,3 +978,28 @@ def test_metrics_that_cannot_be_written_are_said_once_and_samples_go_on(
     assert [one.beat(NOON), one.beat(NOON + 60)] == [1, 1]
     one.close()
     assert capsys.readouterr().err.count("metrics are not written") == 1
+
+
+# ---- cgroups as they were recorded ----
+
+RECORDED = {
+    "cgroup_v1": [
+        *("23764", "", "65536", "0", "", "37", "1", "", ""),
+    ],
+}
+
+
+@pytest.mark.parametrize("version", RECORDED)
+def test_the_figures_of_a_recorded_cgroup(root: Path, sleeper: int, version: str) -> None:
+    """See tests/unit/cgroups/record.py for what they are of. Its processes are long gone; one of ours is there."""
+    (root / "cgroup.controllers").unlink()
+    for name, text in json.loads((ROOT / f"tests/unit/cgroups/{version}.json").read_text()).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{sleeper}\n" if name.endswith("cgroup.procs") else text)
+    one = make(root)
+    assert one.beat(NOON) == 1
+    one.close()
+    (row,) = rows(root.parent / "out", "cgroup")
+    assert (row["unit"], row["n_restarts"]) == ("celery-worker@gate.service", "3")
+    assert [row[name] for name in sampler.CGROUP_COLUMNS.split(",")[2:-1]] == RECORDED[version]
+    assert rows(root.parent / "out", "samples")[0]["unit"] == "celery-worker@gate.service"
