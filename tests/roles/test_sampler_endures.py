@@ -276,7 +276,7 @@ def test_a_pid_that_is_used_again_is_another_process(tmp_path: Path, started: li
 
 
 def test_days_of_samples_add_nothing_to_its_memory(tmp_path: Path, started: list[subprocess.Popen[Any]]) -> None:
-    """Two days, a beat a minute, in a process of its own; with a process that is replaced each half hour."""
+    """Two days, a beat a minute, in a process of its own; with a process that is replaced every five minutes."""
     sleepers(tmp_path / "cgroup", started, 40)
     program = f"""
 import os, subprocess, sys
@@ -289,7 +289,7 @@ pids = procs.read_text()
 one = rss_sampler.Sampler(rss_sampler.Watcher(root=root), rss_sampler.Store(root.parent / "out", 1 << 20, 1e9), 10)
 statm = open("/proc/self/statm")
 for beat in range(2880):
-    if beat % 30 == 0:
+    if beat % 5 == 0:
         if beat:
             child.kill(); child.wait()
         child = subprocess.Popen(["sleep", "600"])

@@ -4,28 +4,26 @@
 
 cgroup_v1.json comes from Linux 6.18 with v1 hierarchies: a unit's directory by hand, MemoryMax 64 MiB, 96 MiB with swap
 (memsw), in which a process was killed at the limit and another sleeps. cgroup_v2.json comes from Debian 12 (Linux 6.1,
-systemd 252): a prefork worker of two children, restarted once, with some of it reclaimed and swapped out.
+systemd 252): a prefork worker of two children with MemoryHigh 280 MiB, some of it reclaimed and swapped out.
 """
 
 import json
-import os
 import sys
+from pathlib import Path
 
-ROOT = "/sys/fs/cgroup"
+ROOT = Path("/sys/fs/cgroup")
 
 
 def main(unit):
     found = {}
-    for folder, _, names in os.walk(ROOT):
-        if f"/{unit}" in folder or folder == ROOT:
-            for name in names:
-                path = os.path.join(folder, name)
-                try:
-                    with open(path) as file:
-                        found[os.path.relpath(path, ROOT)] = file.read()
-                except OSError:  # to be written only, or not of this kind of cgroup
-                    continue
-    json.dump({name: found[name] for name in sorted(found) if len(found[name]) < 3000}, sys.stdout, indent=0)
+    for path in sorted([*ROOT.glob("*"), *ROOT.rglob(f"{unit}/**/*")]):
+        try:
+            text = path.read_text()
+        except OSError:  # a directory, one to be written only, or not of this kind of cgroup
+            continue
+        if len(text) < 3000:
+            found[str(path.relative_to(ROOT))] = text
+    json.dump(found, sys.stdout, indent=0)
 
 
 main(sys.argv[1])
