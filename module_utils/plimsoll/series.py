@@ -6,7 +6,7 @@ child that Celery replaced and a main process that systemd restarted begin a new
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -81,7 +81,7 @@ def workers_of(data: HostData) -> list[Worker]:
         who = one.unit or (one.command if one.start_time is None else "")
         processes.setdefault((who, one.pid, one.start_time), []).append(one)
     units: dict[str, list[Generation]] = {}
-    for rows in processes.values():
+    for rows in _joined(processes):
         newest = max(rows, key=lambda row: row.timestamp)
         units.setdefault(newest.unit or newest.command, []).append(_generation(rows))
     cgroups: dict[str, list[CgroupSample]] = {}
@@ -91,6 +91,29 @@ def workers_of(data: HostData) -> list[Worker]:
         Worker(data.host, unit, tuple(sorted(lives, key=lambda one: one.times[0])), _limits(cgroups.get(unit, [])))
         for unit, lives in sorted(units.items())
     ]
+
+
+def _joined(processes: Mapping[tuple[str, int, float | None], list[Sample]]) -> list[list[Sample]]:
+    """The samples of each process, where a clock that was set gave one of them several start times.
+
+    Whoever had the pid later started after the last sample of who had it before; who did not is the same one.
+    """
+    joined: dict[tuple[str, int], list[list[Sample]]] = {}
+    # Files are read newest first.
+    spans = {
+        key: (min(row.timestamp for row in rows), max(row.timestamp for row in rows)) for key, rows in processes.items()
+    }
+    ends: dict[tuple[str, int], float] = {}
+    for key, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+        who, pid, started = key
+        end = ends.get((who, pid), 0.0)
+        lives = joined.setdefault((who, pid), [])
+        if lives and started is not None and started <= end < first:
+            lives[-1] += processes[key]
+        else:
+            lives.append(list(processes[key]))
+        ends[who, pid] = last
+    return [rows for lives in joined.values() for rows in lives]
 
 
 def _generation(rows: Sequence[Sample]) -> Generation:

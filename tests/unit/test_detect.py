@@ -801,6 +801,18 @@ def test_a_process_is_told_by_pid_and_start_and_a_worker_by_its_unit() -> None:
     assert (other.unit, other.samples) == ("celery-worker@other.service", 1)
 
 
+def test_a_clock_that_was_set_does_not_make_two_of_one_process() -> None:
+    """A sampler that is started again reckons a start time by the clock as it is then."""
+    before = [sample(n) for n in (1, 2, 3)]
+    after = [sample(n, start_time=T0 + 1.5) for n in (4, 5)]
+    later = [sample(n, start_time=T0 + 330) for n in (6, 7)]
+    (one,) = workers_of(HostData("h", [*after, *later, *before]))
+    assert [len(life.times) for life in one.generations] == [5, 2]
+    # Both at once are two, whatever they say.
+    (one,) = workers_of(HostData("h", [*before, *(sample(n, start_time=T0 + 1.5) for n in (2.5, 3.5))]))
+    assert len(one.generations) == 2
+
+
 def test_samples_that_are_there_twice_count_once() -> None:
     (one,) = workers_of(HostData("h", [sample(n) for n in range(5)] * 2))
     assert one.samples == 5 and list(np.diff(one.generations[0].times)) == [60] * 4

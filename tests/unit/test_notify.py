@@ -466,15 +466,16 @@ class Channel:
     """What is used of kombu's, at the worker's end of a socket to Redis."""
 
     connection_errors = (ConnectionError,)
-    global_keyprefix = "pre:"
+    uri = "redis://10.0.0.2:6379/0"
 
     def __init__(self, sock: socket.socket, die: str = "") -> None:
         self.client = SimpleNamespace(connection=SimpleNamespace(_sock=sock))
         self.die = die
         self.handlers = {"BRPOP": self._brpop_read}
         self.qos = SimpleNamespace(append=lambda *_: self.dies("before it is noted"))
-        self.pushed: list[tuple[str, str]] = []
-        self.down = False
+        self.pushed: list[tuple[Any, ...]] = []
+        self.refused: Exception | None = None
+        self.connection = SimpleNamespace(client=SimpleNamespace(as_uri=lambda: self.uri))
 
     def dies(self, where: str) -> None:
         if self.die == where:
@@ -491,9 +492,12 @@ class Channel:
         self.dies("once it is noted")
 
     def conn_or_acquire(self) -> Any:
-        if self.down:
-            raise ConnectionError("down")
-        return contextlib.nullcontext(SimpleNamespace(rpush=lambda *pushed: self.pushed.append(pushed)))
+        return contextlib.nullcontext(self)
+
+    def execute_command(self, *command: Any) -> None:
+        if self.refused:
+            raise self.refused
+        self.pushed.append(command)
 
 
 class Kept:
@@ -521,6 +525,46 @@ class Kept:
             os.dup2(fd, to)
         names = ":".join(["app", *(name for name, _ in self.fds)])
         return {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(self.fds) + 1), "LISTEN_FDNAMES": names}
+
+
+def test_a_message_of_another_broker_is_not_given_to_this_one(
+    begin: Callable[..., Any], systemd: Systemd, monkeypatch: Any, capfd: Any
+) -> None:
+    ours, redis = socket.socketpair()
+    kept, channel = Kept(systemd), Channel(ours)
+    begin(systemd, channel=channel)
+    channel._brpop_start()
+    redis.sendall(reply(b"{}"))
+    assert kept.hear() == ["plimsoll-reply", "plimsoll-brpop"]
+    again = Process(systemd, **kept.environ(monkeypatch))
+    again.begin(monkeypatch, set())
+    other = Channel(socket.socketpair()[0])
+    other.uri = "redis://10.0.0.2:6379/1"
+    again.on_channel(other)
+    assert other.pushed == [] and kept.hear() == ["plimsoll-reply"]
+    assert "it is of redis://10.0.0.2:6379/0, which is not this worker's broker any more" in capfd.readouterr().err
+
+
+def test_a_socket_of_the_workers_stays_as_it_is(begin: Callable[..., Any], systemd: Systemd) -> None:
+    """Whatever the application has as the default: whether reads wait is shared between duplicates."""
+    ours, _ = socket.socketpair()
+    channel = Channel(ours)
+    socket.setdefaulttimeout(30)
+    try:
+        begin(systemd, channel=channel)
+        channel._brpop_start()
+    finally:
+        socket.setdefaulttimeout(None)
+    assert os.get_blocking(ours.fileno())
+
+
+def test_descriptors_that_are_not_there_do_not_fail_the_worker(
+    begin: Callable[..., Any], systemd: Systemd, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(plimsoll_notify, "FIRST_FD", 900)
+    process = begin(systemd, LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES="plimsoll-brpop:plimsoll-reply")
+    process.on_ready()
+    assert "READY=1" in systemd.heard()
 
 
 @pytest.mark.parametrize("systemd", ["abstract"], indirect=True)
@@ -557,16 +601,19 @@ def test_what_redis_had_handed_out_to_a_worker_that_was_killed_goes_back(
 
     again = Process(systemd, **kept.environ(monkeypatch))
     again.begin(monkeypatch, set())
+    assert "LISTEN_FDNAMES" not in again.environ
+    import redis as redis_py
+
+    monkeypatch.setattr(redis_py.Redis, "execute_command", Channel.execute_command)
     second = Channel(socket.socketpair()[0])
-    second.down = bool(back)
-    if back:
+    for second.refused in (ConnectionError("down"), RuntimeError("OOM command not allowed")) if back else ():
         with pytest.raises(ConnectionError):
             again.on_channel(second)
         assert kept.hear() == ["plimsoll-reply", "plimsoll-brpop"]
     # Celery connects again, in the same process.
-    second.down = False
+    second.refused = None
     again.on_channel(second)
-    assert second.pushed == [("gate", "m" * size)] * back
+    assert second.pushed == [("RPUSH", b"pre:gate", b"m" * size)] * back
     assert kept.hear() == ["plimsoll-reply"], "the new one's"
     second._brpop_start()
     assert kept.hear() == ["plimsoll-reply", "plimsoll-brpop"]

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from array import array
@@ -285,6 +286,85 @@ def test_credentials_on_a_command_line_are_masked(start: Any, argument: str, wri
     assert sampler.Process(pid, None, Path("/none")).command == f"sh -c sleep 60; : {written}"
 
 
+def test_a_command_line_without_end_costs_next_to_nothing_and_hides_its_passwords(start: Any) -> None:
+    """Its user chooses it, and may mean harm."""
+    argument = "://" * 30_000 + "redis://:s3cret" + "x" * 30_000 + "@db"
+    for command in (("sh", "-c", "sleep 60; :", argument), ("sh", "-c", "sleep 60; :", *["-"] * 50_000)):
+        pid = start(*command).pid
+        began = time.process_time()
+        process = sampler.Process(pid, None, Path("/none"))
+        assert not sampler.is_worker(sampler.command_line(pid)) and time.process_time() - began < 0.1
+        assert len(process.command) <= sampler.COMMAND_LENGTH
+        process.close()
+    began = time.process_time()
+    assert not sampler.is_worker(["python", *["-"] * 1_000_000])
+    assert time.process_time() - began < 1
+    pid = start("sh", "-c", "sleep 60; :", "b", "a" * 4062 + "redis://:s3cret@db").pid
+    assert sampler.command_line(pid) == ["sh", "-c", "sleep 60; :", "b", "..."]
+
+
+def test_what_would_move_a_terminal_is_replaced(start: Any) -> None:
+    assert sampler.command_of(["celery", "\x1b]0;mine\x07", "\u202e"]) == "celery ?]0;mine? ?"
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("0::/celery.slice/celery-worker@a.service", "celery-worker@a.service"),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/shop.service", "shop.service"),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/celery-worker@a.service", "user@1000.service"),
+        ("0::/user.slice/user-1000.slice/session-3.scope", "session-3.scope"),
+        (
+            "12:memory:/x.service\n1:name=systemd:/system.slice/docker-1.scope/celery-worker@a.service\n0::/",
+            "docker-1.scope",
+        ),
+        ("", ""),
+    ],
+)
+def test_the_unit_of_a_process_that_is_in_none_of_ours(path: str, found: str, monkeypatch: Any) -> None:
+    """Nobody can take the name of a worker's unit for what they start themselves."""
+    monkeypatch.setattr(sampler, "read_text", lambda name: path)
+    assert sampler.unit_by_pid(1) == found
+
+
+def test_cgroups_that_are_nested_without_end_are_looked_through_so_far(root: Path, sleeper: int) -> None:
+    here = unit(root, "celery-worker@mail.service")
+    for depth in range(40):
+        here = unit(here, "deeper", *([sleeper] if depth in (3, 39) else []))
+    assert list(sampler.processes_in(root / "celery-worker@mail.service")) == [sleeper]
+
+
+def test_all_pids_of_a_cgroup_are_read_a_page_at_a_time(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "procs").write_text("123456\n" * 3000)
+    held = sampler.Held(tmp_path / "procs")
+    pread = os.pread
+    monkeypatch.setattr(sampler.os, "pread", lambda fd, size, at: pread(fd, min(size, 4096), at))
+    assert held.read_all() == "123456\n" * 3000
+    held.close()
+
+
+def test_a_unit_that_comes_as_another_goes_is_seen_at_once(root: Path, sleeper: int, start: Any) -> None:
+    unit(root, "system.slice/celery-worker@a.service", sleeper)
+    other = unit(root, "system.slice/cron.service")
+    one = make(root)
+    one.beat(NOON)
+    other.rename(root / "gone")
+    unit(root, "system.slice/celery-worker@b.service", start("sleep", "60").pid)
+    assert one.beat(NOON + 60) == 2
+    one.close()
+
+
+def test_figures_that_come_later_are_read(root: Path, sleeper: int) -> None:
+    """As when memory accounting is turned on."""
+    here = unit(root, "celery-worker@mail.service", sleeper)
+    one = make(root)
+    one.beat(NOON)
+    (here / "memory.current").write_text("2048\n")
+    one.beat(NOON + 60)
+    one.close()
+    assert [row["memory_current_kb"] for row in rows(root.parent / "out", "cgroup")] == ["", "2"]
+
+
 def test_a_command_line_of_any_bytes_is_one_line_of_utf_8(root: Path, start: Any) -> None:
     unit(root, "celery-worker@mail.service", start("sh", "-c", "sleep 60; :", b'\xff,"\n' + b"x" * 300).pid)
     one = make(root)
@@ -493,7 +573,6 @@ def test_ten_minutes_of_a_process_become_one_line(root: Path, sleeper: int) -> N
     for size in (500, 100, -1, 400, 200):
         rollup.add(array("q", [size]))
     process.tasks = 3
-    assert rollup.last() == [(process, 200)]
     assert not rollup.turned(NOON + 599)
     assert rollup.turned(NOON + 600)
     assert rollup.turned(NOON - 1)
@@ -506,7 +585,7 @@ def test_ten_minutes_of_a_process_become_one_line(root: Path, sleeper: int) -> N
         "500",
         "3",
     )
-    assert rollup.lines() == [] and rollup.last() == []
+    assert rollup.lines() == []
     rollup.add(array("q", [700]))
     process.close()
     rollup.follow([])
@@ -861,6 +940,15 @@ def test_too_few_files_are_said_and_the_rest_is_watched(root: Path, start: Any, 
     assert capsys.readouterr().err.count("no more than 5 of 8 processes are watched; raise LimitNOFILE=") == 1
 
 
+def test_no_more_are_watched_than_fit_into_its_memory(root: Path, start: Any, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sampler, "MOST_PROCESSES", 3)
+    unit(root, "celery-worker@mail.service", *(start("sleep", "60").pid for _ in range(5)))
+    one = make(root)
+    assert one.beat(NOON) == 3
+    one.close()
+    assert "no more than 3 of 5 processes are watched\n" in capsys.readouterr().err
+
+
 # ---- the journal ----
 
 
@@ -907,7 +995,7 @@ def test_the_last_sample_is_in_a_file_for_node_exporter(root: Path, start: Any, 
     one.metrics = sampler.Metrics(str(metrics))
     one.beat(NOON)
     for process in one.watcher.known.values():
-        process.floors.extend([(0.0, 1000), (1800.0, 1512)] if process.unit else [])
+        process.floors.extend([(600.0 * n, 1000 + 64 * n) for n in range(7)] if process.unit else [])
     one.beat(NOON + 60)
     one.close()
     found = scrape(metrics.read_text())
@@ -917,8 +1005,8 @@ def test_the_last_sample_is_in_a_file_for_node_exporter(root: Path, start: Any, 
     ]
     resident = f'plimsoll_worker_resident_memory_bytes{{role="main",{mail}}}'
     assert found[resident] == sum(int(row["rss_kb"]) for row in taken if "mail" in row["unit"]) * 1024
-    # 512 KiB in half an hour, each of two.
-    assert found[f'plimsoll_worker_growth_bytes_per_hour{{role="main",{mail}}}'] == 2 * 1024 * 1024
+    # 64 KiB in ten minutes, each of two.
+    assert found[f'plimsoll_worker_growth_bytes_per_hour{{role="main",{mail}}}'] == 2 * 6 * 64 * 1024
     assert found[f'plimsoll_worker_processes{{role="main",{mail}}}'] == 2
     assert found[f'plimsoll_worker_swap_bytes{{role="main",{mail}}}'] == 0
     assert found[f'plimsoll_worker_proportional_memory_bytes{{role="main",{mail}}}'] > 0
@@ -931,6 +1019,57 @@ def test_the_last_sample_is_in_a_file_for_node_exporter(root: Path, start: Any, 
     # A shell of this test is in no service, or in one of this machine's that is no worker.
     assert sum(value for name, value in found.items() if name.startswith("plimsoll_worker_processes")) == 4
     assert not any("pid" in name for name in found)
+
+
+def test_metrics_are_there_though_a_process_ended_and_growth_waits_for_an_hour(
+    root: Path, start: Any, sleeper: int, tmp_path: Path
+) -> None:
+    other = start("sleep", "60")
+    unit(root, "celery-worker@mail.service", sleeper, other.pid)
+    metrics = tmp_path / "plimsoll.prom"
+    one = make(root)
+    one.metrics = sampler.Metrics(str(metrics))
+    one.beat(NOON)
+    other.kill()
+    other.wait()
+    one.beat(NOON + 60)
+    processes = 'plimsoll_worker_processes{role="main",unit="celery-worker@mail.service"}'
+    assert scrape(metrics.read_text())[processes] == 1
+    (process,) = one.watcher.known.values()
+    for span in range(1, 9):
+        # Growth from 1 MiB as it starts to 100, and then none.
+        process.sizes.append(1024 if span == 1 else 102400)
+        one.rollup.lines()
+        assert sampler.growth(process) == 0
+    assert len(process.floors) == 7
+    one.close()
+
+
+def test_without_pss_there_is_no_series_of_it(root: Path, sleeper: int, tmp_path: Path) -> None:
+    unit(root, "celery-worker@mail.service", sleeper)
+    metrics = tmp_path / "plimsoll.prom"
+    one = make(root, pss=False)
+    one.metrics = sampler.Metrics(str(metrics), pss=False)
+    one.beat(NOON)
+    one.close()
+    found = scrape(metrics.read_text())
+    assert not any("proportional" in name for name in found) and any("resident" in name for name in found)
+
+
+def test_a_process_that_came_after_the_detail_has_its_pss_in_the_metrics(
+    root: Path, start: Any, sleeper: int, tmp_path: Path
+) -> None:
+    unit(root, "celery-worker@mail.service", sleeper)
+    metrics = tmp_path / "plimsoll.prom"
+    one = make(root)
+    one.metrics = sampler.Metrics(str(metrics))
+    one.beat(NOON)
+    name = 'plimsoll_worker_proportional_memory_bytes{role="main",unit="celery-worker@mail.service"}'
+    first = scrape(metrics.read_text())[name]
+    unit(root, "celery-worker@mail.service", sleeper, start("sleep", "60").pid)
+    one.beat(NOON + 60)
+    one.close()
+    assert scrape(metrics.read_text())[name] > first > 0
 
 
 def test_the_number_of_series_is_bounded(root: Path, sleeper: int, tmp_path: Path, monkeypatch: Any) -> None:
@@ -967,6 +1106,21 @@ def test_openmetrics_are_served_on_an_address(root: Path, sleeper: int) -> None:
     assert scrape(text)['plimsoll_worker_processes{role="main",unit="celery-worker@mail.service"}'] == 1
     with pytest.raises(OSError, match="in use"):
         sampler.Metrics(f"127.0.0.1:{port}")
+
+
+def test_whoever_connects_and_waits_holds_up_one_scrape_for_seconds(root: Path, monkeypatch: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    threads = threading.active_count()
+    sampler.Metrics(f"127.0.0.1:{port}")
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+    began = time.monotonic()
+    idle[1].close()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        assert answer.status == 200
+    assert 4 < time.monotonic() - began < 12
+    assert threading.active_count() == threads + 1
+    idle[0].close()
 
 
 def test_metrics_that_cannot_be_written_are_said_once_and_samples_go_on(

@@ -10,7 +10,7 @@ Environment:
 NOTIFY_SOCKET             where systemd listens (Type=notify). Not set: nothing is told
 WATCHDOG_USEC             WatchdogSec= in microseconds, from systemd. Not set: no WATCHDOG=1
 WATCHDOG_PID              the process that WATCHDOG_USEC is meant for
-LISTEN_FDNAMES            what systemd kept as the last process of the unit died
+LISTEN_FDNAMES            what systemd kept as the last process of the unit died; taken out of the environment
 LISTEN_PID                the process that it is meant for
 PLIMSOLL_CONNECT_GRACE_S  seconds that a worker may go without a broker until it is to be restarted; 900
 PLIMSOLL_STOP_TIMEOUT_S   seconds that a worker has to stop, as TimeoutStopSec=, and that a task may hold the event loop
@@ -79,6 +79,8 @@ KEPT_SOCKET = "plimsoll-brpop"
 KEPT_REPLY = "plimsoll-reply"
 # Larger replies are safe in the socket, and not while they are read.
 REPLY_BYTES = 1 << 20
+# A second each.
+PUT_BACK_TRIES = 60
 
 _complained = set()
 
@@ -268,7 +270,7 @@ def return_unread(channel):
         if waits:
             # A BRPOP that waits is to end without a message. Only then: Redis would send no more of one that is on its
             # way. By a descriptor of its own, as TLS would end both directions.
-            with contextlib.closing(_socket.socket(fileno=os.dup(connection._sock.fileno()))) as sock:
+            with contextlib.closing(socket_of(connection._sock.fileno())) as sock:
                 sock.shutdown(_socket.SHUT_WR)
             waits = not connection.can_read(timeout=REPLY_TIMEOUT_S)
     except channel.connection_errors:
@@ -277,6 +279,19 @@ def return_unread(channel):
     channel._in_poll = None
     if reply:
         put_back(channel, *reply)
+
+
+def socket_of(fd):
+    """A socket of our own on a duplicate of a descriptor, as theirs may be green.
+
+    That is left as it is: whether reads wait, which socket.setdefaulttimeout() would change, is shared with theirs.
+    """
+    fd = os.dup(fd)
+    try:
+        return _socket.socket(-1, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK, -1, fd)
+    except OSError:
+        os.close(fd)
+        raise
 
 
 def reply_to_brpop(data):
@@ -301,54 +316,87 @@ class HandedOut:
     the process.
     """
 
-    HEAD = struct.Struct("=Q")
+    # Size of the reply that follows, and which broker it is of.
+    HEAD = struct.Struct("=Q200s")
 
     def __init__(self, environ, tell):
         self.left = self.taken_over(environ)
         self.unread = b""
+        self.tries = 0
         self.tell = tell
         self.reply = None
         self.sock = None
         self.watched = None
+        self.broker = b""
 
     @staticmethod
     def taken_over(environ):
         """The descriptors that systemd kept for us, by name: as sd_listen_fds_with_names(3)."""
-        if environ.get("LISTEN_PID") != str(os.getpid()):
-            return {}
         names = environ.get("LISTEN_FDNAMES", "").split(":")
-        left = {name: fd for fd, name in enumerate(names, FIRST_FD) if name in (KEPT_SOCKET, KEPT_REPLY)}
-        for fd in left.values():
-            os.set_inheritable(fd, False)
+        if environ.get("LISTEN_PID") != str(os.getpid()) or not {KEPT_SOCKET, KEPT_REPLY} & set(names):
+            return {}
+        # At SIGHUP Celery executes itself anew in this process, and these numbers are others' by then.
+        del environ["LISTEN_FDNAMES"]
+        left = {}
+        for fd, name in enumerate(names, FIRST_FD):
+            if name in (KEPT_SOCKET, KEPT_REPLY) and name not in left:
+                with contextlib.suppress(OSError):
+                    os.set_inheritable(fd, False)
+                    left[name] = fd
         return left
 
     def give_back_left(self, channel):
-        """Give back what the last process of this unit left. Until that is done systemd keeps it."""
+        """Give back what the last process of this unit left. Until that is done systemd keeps it.
+
+        Raises one of the channel's connection_errors, upon which Celery connects again and comes here again.
+        """
         if not self.left:
             return
+        reply = None
         try:
-            if KEPT_SOCKET in self.left:
-                self.unread += read_left(self.left[KEPT_SOCKET])
-            reply = reply_to_brpop(self.unread)
-            # While a reply is noted, nothing but what is left of it can be in the socket.
-            if not reply and KEPT_REPLY in self.left:
-                reply = reply_to_brpop(self.noted(self.left[KEPT_REPLY]))
-            if reply:
-                key, message = (one.decode() for one in reply)
-                prefix = getattr(channel, "global_keyprefix", "")
-                put_back(channel, key[len(prefix) :], message)
-        except getattr(channel, "connection_errors", ()):
-            raise  # Celery connects again, and comes here again.
+            reply = self.read_left(channel)
         except Exception as error:  # noqa: BLE001 - the worker goes on as without us
             _complain("a message of the last process may be lost", f"{type(error).__name__}: {error}")
+        if reply and hasattr(channel, "conn_or_acquire"):
+            try:
+                put_back_raw(channel, *reply)
+            except channel.connection_errors:
+                raise
+            except Exception as error:
+                # A Redis that is full, or a replica for now: it would refuse what this worker does, too.
+                self.tries += 1
+                if self.tries < PUT_BACK_TRIES:
+                    time.sleep(1)
+                    raise ConnectionError(f"a message of the last process is not put back: {error}") from error
+                _complain("a message of the last process is lost", f"{type(error).__name__}: {error}")
         for name, fd in self.left.items():
             self.tell("FDSTOREREMOVE=1", f"FDNAME={name}")
+            if name == KEPT_SOCKET:
+                # Children of the pool may have it, too.
+                with contextlib.suppress(OSError), contextlib.closing(socket_of(fd)) as sock:
+                    sock.shutdown(_socket.SHUT_RDWR)
             os.close(fd)
         self.left = {}
 
+    def read_left(self, channel):
+        """Key and message that the last process left, or None. ValueError: what there is cannot be used."""
+        kept = self.left.get(KEPT_REPLY)
+        broker, noted = self.noted(kept) if kept is not None else (b"", b"")
+        if KEPT_SOCKET in self.left:
+            self.unread += read_left(self.left[KEPT_SOCKET])
+        # While a reply is noted, nothing but what is left of it can be in the socket.
+        reply = reply_to_brpop(self.unread) if whole(self.unread) or not noted else reply_to_brpop(noted)
+        if reply and broker and broker != broker_of(channel):
+            raise ValueError(f"it is of {broker.decode(errors='replace')}, which is not this worker's broker any more")
+        if self.unread and kept is not None and len(self.unread) <= REPLY_BYTES:
+            # It is in no socket any more, should this process die, too.
+            os.pwrite(kept, self.HEAD.pack(len(self.unread), broker) + self.unread, 0)
+        return reply
+
     def noted(self, fd):
         data = os.pread(fd, self.HEAD.size + REPLY_BYTES, 0)
-        return data[self.HEAD.size :][: self.HEAD.unpack_from(data)[0]]
+        size, broker = self.HEAD.unpack_from(data)
+        return broker.rstrip(b"\0"), data[self.HEAD.size :][:size]
 
     def watch(self, channel):
         """Keep what this channel is handed, from now on. Nothing to keep where the transport is not Redis."""
@@ -359,9 +407,13 @@ class HandedOut:
             try:
                 os.ftruncate(fd, self.HEAD.size + REPLY_BYTES)
                 self.reply = mmap.mmap(fd, self.HEAD.size + REPLY_BYTES)
+                # At SIGHUP there is one of this process already.
+                self.tell("FDSTOREREMOVE=1", f"FDNAME={KEPT_REPLY}")
                 self.tell("FDSTORE=1", f"FDNAME={KEPT_REPLY}", fd=fd)
             finally:
                 os.close(fd)
+        self.broker = broker_of(channel)
+        self.clear()
         start, read, append = channel._brpop_start, channel.handlers["BRPOP"], channel.qos.append
 
         def brpop_start(*args, **kwargs):
@@ -379,7 +431,8 @@ class HandedOut:
             append(*args, **kwargs)
             self.clear()
 
-        channel._brpop_start, channel.handlers["BRPOP"], channel.qos.append = brpop_start, brpop_read, qos_append
+        channel._brpop_start, channel.qos.append = brpop_start, qos_append
+        channel._brpop_read = channel.handlers["BRPOP"] = brpop_read
 
     def keep(self, sock):
         if sock is self.watched:
@@ -389,10 +442,9 @@ class HandedOut:
             if self.sock:
                 self.sock.close()
                 self.sock = None
-                self.tell("FDSTOREREMOVE=1", f"FDNAME={KEPT_SOCKET}")
             if not hasattr(sock, "getpeercert"):
-                # One of our own: theirs may be green.
-                self.sock = _socket.socket(fileno=os.dup(sock.fileno()))
+                self.sock = socket_of(sock.fileno())
+                self.tell("FDSTOREREMOVE=1", f"FDNAME={KEPT_SOCKET}")
                 self.tell("FDSTORE=1", f"FDNAME={KEPT_SOCKET}", fd=self.sock.fileno())
         except Exception as error:  # noqa: BLE001 - the worker goes on as without us
             _complain("a message may be lost if this process is killed", f"{type(error).__name__}: {error}")
@@ -401,17 +453,17 @@ class HandedOut:
         if self.sock:
             with contextlib.suppress(OSError), memoryview(self.reply)[self.HEAD.size :] as room:
                 size = self.sock.recv_into(room, 0, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
-                self.HEAD.pack_into(self.reply, 0, size)
+                self.HEAD.pack_into(self.reply, 0, size, self.broker)
 
     def clear(self):
         if self.reply:
-            self.HEAD.pack_into(self.reply, 0, 0)
+            self.HEAD.pack_into(self.reply, 0, 0, self.broker)
 
 
 def read_left(fd):
     """What Redis has sent and nobody has read; after that there is nothing more to come."""
     data = bytearray()
-    with contextlib.closing(_socket.socket(fileno=os.dup(fd))) as sock, contextlib.suppress(OSError):
+    with contextlib.closing(socket_of(fd)) as sock, contextlib.suppress(OSError):
         sock.settimeout(REPLY_TIMEOUT_S)
         try:
             data += sock.recv(1 << 16, _socket.MSG_DONTWAIT)
@@ -424,10 +476,24 @@ def read_left(fd):
 
 
 def whole(data):
+    """Whether a reply is complete, be it that there is none."""
     try:
-        return reply_to_brpop(data) is not None
+        return reply_to_brpop(data) is not None or bytes(data[:5]) in (b"*-1\r\n", b"_\r\n")
     except ValueError:
         return False
+
+
+def broker_of(channel):
+    """Which Redis, and which of its databases: a URL without its password."""
+    return channel.connection.client.as_uri().encode()[:200]
+
+
+def put_back_raw(channel, key, message):
+    """As put_back(), by the very key that Redis said, whatever prefix for all keys this worker has."""
+    import redis
+
+    with channel.conn_or_acquire() as client:
+        redis.Redis.execute_command(client, "RPUSH", key, message)
 
 
 def put_back(channel, key, message):
@@ -488,13 +554,13 @@ class Notifier:
         self.settings = Settings(os.environ)
         self.health = Health(self.settings, time.monotonic())
         self.pid = os.getpid()
-        self.handed_out = HandedOut(os.environ, self.tell)
         self.start(sender)
 
     @_guarded
     def start(self, worker):
         from celery import signals
 
+        self.handed_out = None
         # What must be told comes first, should any of the rest fail.
         signals.worker_ready.connect(self.on_ready, weak=False)
         signals.worker_shutting_down.connect(self.on_shutting_down, weak=False)
@@ -503,6 +569,8 @@ class Notifier:
         if self.settings.address:
             self.start_thread(self.watch, ())
         worker.app.steps["consumer"].add(consumer_step(self))
+        if self.settings.address:
+            self.handed_out = HandedOut(os.environ, self.tell)
         if not faulthandler.is_enabled():
             faulthandler.enable(2)
             os.register_at_fork(after_in_child=faulthandler.disable)
@@ -553,7 +621,7 @@ class Notifier:
         self.health.tasks -= 1
 
     def on_channel(self, channel):
-        if not self.settings.address:
+        if self.handed_out is None:
             return
         self.handed_out.give_back_left(channel)
         try:

@@ -47,6 +47,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from array import array
 from collections import deque
@@ -74,13 +75,15 @@ PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 COMMAND_LENGTH = 200
 # More than one beat writes: what a power cut left of it, be it zeros, is found in this much of the end.
 LONGEST_TAIL = 1 << 20
-# A broker's URL on a command line carries its password, at times with a bare / or @ in it; samples leave the host.
-CREDENTIALS = re.compile(r"://\S*@")
+# Of a command line, which is its user's to choose and may be megabytes.
+LONGEST_COMMAND = 4096
 SMAPS = re.compile(rb"^(Pss|Private_\w+): +(\d+) kB", re.MULTILINE)
 # Options of `celery` itself that take a value, so that the value is not taken for the name of a command.
 CELERY_VALUES = {"-A", "--app", "-b", "--broker", "--result-backend", "--loader", "--config", "--workdir"}
 # Those of python that do.
 PYTHON_VALUES = {"-X", "-W", "--check-hash-based-pycs"}
+# Whoever may make cgroups could make them as deep as they like.
+DEEPEST = 20
 # Of cgroup v1: what it shows where no limit is set is the largest that it can count, by page.
 NO_LIMIT = 1 << 62
 NONE_FOUND = ": no unit celery-worker@*.service and no command line of a Celery worker; --match finds others"
@@ -88,6 +91,8 @@ NONE_FOUND = ": no unit celery-worker@*.service and no command line of a Celery 
 MOST_UNITS = 200
 # Of the files that may be open: for what is held of units, and all that is opened for a moment.
 FILES_KEPT_FREE = 512
+# A process takes 20 KiB, half of it the kernel's for the files that are held: these fit into 64 MiB.
+MOST_PROCESSES = 2500
 # Ten minutes each, so that growth is that of the last hour.
 GROWTH_SPANS = 7
 # Of gzip: half of the time of the default for a tenth more bytes.
@@ -154,11 +159,19 @@ class Held:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self) -> str:
-        """Contents up to 64 KiB; empty where it is gone or not for us to read."""
+        """Contents up to a page; empty where it is gone or not for us to read."""
         try:
             return os.pread(self.descriptor, 65536, 0).decode(errors="replace")
         except OSError:
             return ""
+
+    def read_all(self) -> str:
+        """Contents of one that the kernel gives a page at a time, as the pids of a cgroup."""
+        content = b""
+        with contextlib.suppress(OSError):
+            while more := os.pread(self.descriptor, 65536, len(content)):
+                content += more
+        return content.decode(errors="replace")
 
     def close(self) -> None:
         if self.descriptor >= 0:
@@ -186,10 +199,9 @@ def slices_of(root: Path) -> Iterator[tuple[str, list[str]]]:
     pending = [str(root)]
     while pending:
         here = pending.pop()
-        with contextlib.suppress(OSError):  # gone in between
-            names = os.listdir(here)  # noqa: PTH208 - names are what is wanted, and a Path each is not
-            pending += [f"{here}/{name}" for name in names if name.endswith(".slice")]
-            yield here, names
+        names = listing(here)
+        pending += [f"{here}/{name}" for name in names if name.endswith(".slice")]
+        yield here, names
 
 
 def find_units(root: Path) -> dict[str, Path]:
@@ -202,19 +214,26 @@ def find_units(root: Path) -> dict[str, Path]:
     }
 
 
-def links(path: str) -> int:
-    """Of a directory: two, and one for each in it. 0 if it is gone."""
+def listing(path: str) -> list[str]:
+    """Names in a directory; none if it is gone."""
     try:
-        return os.stat(path).st_nlink  # noqa: PTH116 - once a beat and slice
+        return os.listdir(path)  # noqa: PTH208 - names are what is wanted, and a Path each is not
     except OSError:
-        return 0
+        return []
 
 
-def processes_in(cgroup: Path) -> Iterator[int]:
+def processes_in(cgroup: Path) -> list[int]:
     """Pids in a unit's cgroup and in those below it: where a unit has Delegate=, its processes are further down."""
-    for folder, _, names in os.walk(cgroup):
-        if "cgroup.procs" in names:
-            yield from map(int, read_text(f"{folder}/cgroup.procs").split())
+    pids: list[int] = []
+    pending = [(str(cgroup), 0)]
+    while pending:
+        here, depth = pending.pop()
+        pids += map(int, read_text(f"{here}/cgroup.procs").split())
+        with contextlib.suppress(OSError):  # gone in between
+            if depth < DEEPEST and os.stat(here).st_nlink != 2:  # noqa: PTH116 - two where there is nothing below
+                with os.scandir(here) as entries:
+                    pending += [(one.path, depth + 1) for one in entries if one.is_dir(follow_symlinks=False)]
+    return pids
 
 
 def unit_by_pid(pid: int) -> str:
@@ -222,9 +241,10 @@ def unit_by_pid(pid: int) -> str:
     paths = dict(line.split(":", 2)[1:] for line in read_text(f"/proc/{pid}/cgroup").split("\n") if line.count(":") > 1)
     # The second is cgroup v1, where the first is of no use.
     for path in (paths.get("", ""), paths.get("name=systemd", "")):
-        for part in reversed(path.split("/")):
-            if part.endswith((".service", ".scope")):
-                return part
+        units = [part for part in path.split("/") if part.endswith((".service", ".scope"))]
+        if units:
+            # A user's own manager, or one in a container, may give its units the names of ours.
+            return units[0] if fnmatch.fnmatchcase(units[-1], UNIT_PATTERN) else units[-1]
     return ""
 
 
@@ -275,7 +295,7 @@ class Unit:
             status = os.stat(self.processes)  # noqa: PTH116 - once a beat and unit
         except OSError:
             return True
-        before, self.listed = self.listed, self.procs.read()
+        before, self.listed = self.listed, self.procs.read_all()
         # systemd makes a cgroup anew at each start. A third link is a cgroup below, with processes of its own.
         return self.listed != before or status.st_ino != self.inode or status.st_nlink != 2
 
@@ -289,7 +309,7 @@ class Unit:
         self.figures = self.take(self._read)
 
     def _read(self, name: str) -> str:
-        if name not in self.held:
+        if name not in self.held or self.held[name].descriptor < 0:
             self.held[name] = Held(self.memory / name)
         return self.held[name].read()
 
@@ -329,24 +349,43 @@ def is_worker(argv: Sequence[str]) -> bool:
     # As billiard has it where setproctitle is installed: [celeryd: sales@host:ForkPoolWorker-1].
     if argv[0].startswith("[celeryd"):
         return True
-    rest = list(argv)
-    if re.fullmatch(r"(python|pypy)[\d.]*", os.path.basename(rest[0])):  # noqa: PTH119 - of thousands, at a scan
-        rest.pop(0)
-        while rest and rest[0].startswith("-") and rest[0] != "-m":
-            del rest[: 2 if rest[0] in PYTHON_VALUES else 1]
-        if rest[:1] == ["-m"]:
-            rest.pop(0)
-    if not rest or os.path.basename(rest[0]) != "celery":  # noqa: PTH119 - as above
+    at, end = 0, len(argv)
+    if re.fullmatch(r"(python|pypy)[\d.]*", os.path.basename(argv[0])):  # noqa: PTH119 - of thousands, at a scan
+        at = 1
+        while at < end and argv[at].startswith("-") and argv[at] != "-m":
+            at += 2 if argv[at] in PYTHON_VALUES else 1
+        if at < end and argv[at] == "-m":
+            at += 1
+    if at >= end or os.path.basename(argv[at]) != "celery":  # noqa: PTH119 - as above
         return False
-    rest.pop(0)
-    while rest and rest[0].startswith("-"):
-        del rest[: 2 if rest[0] in CELERY_VALUES else 1]
-    return rest[:1] == ["worker"]
+    at += 1
+    while at < end and argv[at].startswith("-"):
+        at += 2 if argv[at] in CELERY_VALUES else 1
+    return at < end and argv[at] == "worker"
 
 
-def command_of(raw: str) -> str:
-    """A command line as it is written down, from what the kernel has."""
-    return CREDENTIALS.sub("://***@", " ".join(raw.replace("\0", " ").split()))[:COMMAND_LENGTH]
+def command_line(pid: int) -> list[str]:
+    """The arguments of a process, of the first LONGEST_COMMAND bytes; of an argument that goes on beyond, `...`."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:  # noqa: PTH123 - as in read_text
+            raw = file.read(LONGEST_COMMAND)
+    except OSError:
+        return []
+    argv = raw.decode(errors="replace").rstrip("\0").split("\0")
+    # Half of a URL does not show where its password ends.
+    return [*argv[:-1], "..."] if len(raw) == LONGEST_COMMAND else argv
+
+
+def command_of(argv: Iterable[str]) -> str:
+    """A command line as it is written down: one line, without passwords, and fit for a terminal."""
+    command = " ".join(masked(word) for word in " ".join(argv).split())[:COMMAND_LENGTH]
+    return command if command.isprintable() else "".join(one if one.isprintable() else "?" for one in command)
+
+
+def masked(word: str) -> str:
+    """A broker's URL carries its password, at times with a bare / or @ in it; samples leave the host."""
+    head, mark, rest = word.partition("://")
+    return f"{head}://***{rest[rest.rindex('@') :]}" if mark and "@" in rest else word
 
 
 def stat_of(pid: int) -> list[str]:
@@ -358,6 +397,15 @@ def parent_of(pid: int) -> int:
     """Its parent's pid; 0 if it is gone."""
     stat = stat_of(pid)
     return int(stat[1]) if stat else 0
+
+
+def ancestry(pid: int) -> set[int]:
+    """A process and those above it."""
+    found: set[int] = set()
+    while pid and pid not in found:
+        found.add(pid)
+        pid = parent_of(pid)
+    return found
 
 
 def fds_of(pid: int) -> Cell:
@@ -400,7 +448,7 @@ class Process:
     """One process that is watched. Raises OSError if it is gone."""
 
     __slots__ = (
-        *("command", "described", "floors", "parent", "pid", "pss", "raw", "role", "row", "sizes", "slow"),
+        *("command", "described", "floors", "parent", "pid", "pss", "role", "row", "settled", "sizes", "slow"),
         *("start_time", "statm", "swap", "tasks", "tasks_file", "unit", "unit_name"),
     )
 
@@ -414,7 +462,6 @@ class Process:
             # Not create_time(): older psutil goes by when the host booted as it was first asked, whatever the clock is
             # now. From ticks, which no setting of the clock changes.
             self.start_time = psutil.boot_time() + int(stat[19]) / CLOCK_TICKS
-            self.raw = self.command = ""
             self.read_command()
             # If it were gone by now, all of this might be another's of the same pid.
             os.pread(self.statm, 1, 0)
@@ -428,13 +475,12 @@ class Process:
         self.tasks: Cell = ""
         self.slow: tuple[Cell, ...] = ("", "", "", "")
         self.sizes = array("q")
+        self.settled = False
         self.floors: deque[tuple[float, int]] = deque(maxlen=GROWTH_SPANS)
 
     def read_command(self) -> None:
         """Once is not enough: a process that is seen between fork and exec has none, or its parent's."""
-        raw = read_text(f"/proc/{self.pid}/cmdline")
-        if raw != self.raw:
-            self.raw, self.command = raw, command_of(raw)
+        self.command = command_of(command_line(self.pid))
 
     def describe(self, role: str) -> None:
         """What is the same on each of its lines: all from command to role."""
@@ -505,7 +551,8 @@ class Watcher:
             # cgroup v1: systemd's own hierarchy has all units, the memory controller's those that it accounts for.
             self.processes, self.memory, self.figures = root / "systemd", root / "memory", v1_figures
         # Two files are held for each.
-        self.most = max(1, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES_KEPT_FREE) // 2)
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES_KEPT_FREE
+        self.most = max(1, min(MOST_PROCESSES, files // 2))
         self.swaps = Held("/proc/swaps")
         self.swapping = False
         self.rollup = Rollup()
@@ -514,13 +561,15 @@ class Watcher:
         # What a sample takes of each: statm, its line up to rss_kb, the rest of a line that has no more cells (empty
         # where it has), and the process.
         self.loop: list[tuple[int, str, str, Process]] = []
+        # The loop as it was at the last sample, and the sizes then.
+        self.latest: tuple[list[Any], array[int]] = [], array("q")
         # Whether one ended since the last look, whose pid may be another's by now.
         self.stale = False
         # Names in /proc as of the last look, and those of them that are none of ours.
         self.seen: set[str] = set()
         self.loose: set[int] = set()
-        # Directories of units, and their links: those change as units come and go.
-        self.slices: dict[str, int] = {}
+        # Directories of units, and what was in them.
+        self.slices: dict[str, list[str]] = {}
         self.others: set[str] = set()
 
     def find(self, again: bool) -> None:
@@ -536,7 +585,7 @@ class Watcher:
             self.seen = names
         else:
             new = False
-        if not (again or changed or new or self.stale or self.slices != {here: links(here) for here in self.slices}):
+        if not (again or changed or new or self.stale or self.slices != {here: listing(here) for here in self.slices}):
             return
         self.stale = False
         self._find_units()
@@ -549,10 +598,8 @@ class Watcher:
         self._forget([one for pid, one in self.known.items() if pid not in wanted])
         for pid in sorted(wanted.keys() - self.known.keys()):
             if len(self.known) == self.most:
-                text = (
-                    f"no more than {self.most} of {len(wanted)} processes are watched; raise LimitNOFILE= (ulimit -n)"
-                )
-                say_once("files", text, 3)
+                way_out = "" if self.most == MOST_PROCESSES else "; raise LimitNOFILE= (ulimit -n)"
+                say_once("many", f"no more than {self.most} of {len(wanted)} processes are watched{way_out}", 3)
                 break
             with contextlib.suppress(OSError):  # gone again
                 self.known[pid] = Process(pid, wanted[pid], self.tasks)
@@ -567,7 +614,7 @@ class Watcher:
 
     def _find_units(self) -> None:
         # Before: what comes after it is found when it is looked for next.
-        self.slices = {here: links(here) for here, _ in slices_of(self.processes)}
+        self.slices = dict(slices_of(self.processes))
         found = find_units(self.processes)
         for name, unit in list(self.units.items()):
             if name not in found or not unit.lives():
@@ -583,11 +630,11 @@ class Watcher:
         self.others = set() if again else self.others & pids
         candidates = sorted({int(pid) for pid in pids - self.others} - in_units.keys())
         # A pattern is on our own command line too, and on that of a sudo or shell above us.
-        own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())} if candidates and self.match else ()
+        own = ancestry(os.getpid()) if candidates and self.match else set()
         found: set[int] = set()
         for pid in candidates:
             if again or pid not in self.known:
-                argv = read_text(f"/proc/{pid}/cmdline").rstrip("\0").split("\0")
+                argv = command_line(pid)
                 ours = is_worker(argv) or (self.match and pid not in own and self.match.search(" ".join(argv)))
                 if not ours and not ((found or self.known) and parent_of(pid) in found.union(self.known)):
                     self.others.add(str(pid))
@@ -629,6 +676,7 @@ class Watcher:
                 sizes.append(rss)
                 lines.append(f"{moment}{head}{rss}{tail}")
         self.rollup.add(sizes)
+        self.latest = self.loop, sizes
         self._forget(gone)
         return lines
 
@@ -658,6 +706,10 @@ class Watcher:
         self.rollup.follow([entry[-1] for entry in self.loop])
         self.stale = True
 
+    def last(self) -> list[tuple[Process, int]]:
+        """The processes of the last sample, with their rss + swap in KiB."""
+        return [(entry[-1], size) for entry, size in zip(*self.latest) if size >= 0]
+
     def unit_lines(self, now: float, detail: bool) -> list[str]:
         """A line of CGROUP_COLUMNS of each unit."""
         return [
@@ -686,10 +738,6 @@ class Rollup:
         """rss + swap in KiB of each that is there; -1 for one that has none."""
         self.beats.append(sizes)
 
-    def last(self) -> list[tuple[Process, int]]:
-        """The sizes of the last beat, without those that have none."""
-        return [(one, size) for one, size in zip(self.there, self.beats[-1] if self.beats else ()) if size >= 0]
-
     def _settle(self) -> None:
         for one, sizes in zip(self.there, zip(*self.beats)):
             one.sizes.extend(size for size in sizes if size >= 0)
@@ -714,7 +762,10 @@ class Rollup:
             median = ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) // 2
             who: list[Cell] = [one.pid, one.unit_name, f"{one.start_time:.2f}", one.role]
             lines.append(csv_line([self.start, *who, len(ordered), ordered[0], median, ordered[-1], one.tasks]))
-            one.floors.append((moment, ordered[0]))
+            # Not of the ten minutes in which it began: that is how it warms up.
+            if one.settled:
+                one.floors.append((moment, ordered[0]))
+            one.settled = True
             one.sizes = array("q")
         self.ended = []
         return lines
@@ -820,6 +871,7 @@ class Store:
                 if segment.path is None or segment.over(now):
                     segment.open(now)
                     self.tidy()
+                    _said.discard("full")
                 segment.append(lines)
                 _said.discard("lost")
                 return
@@ -840,6 +892,7 @@ class Store:
             if path.suffix == ".csv":
                 try:
                     compress(path)
+                    _said.discard("gzip")
                 except OSError as error:
                     say_once("gzip", f"{path.name} stays as it is for now: {error.strerror}", path=path)
                     break
@@ -923,9 +976,10 @@ class Metrics:
     (a session's scope, say), are one: unit="". Sizes in bytes, role is main or child.
 
     plimsoll_worker_resident_memory_bytes, plimsoll_worker_proportional_memory_bytes, plimsoll_worker_swap_bytes,
-    plimsoll_worker_processes       {unit, role}  sums over its processes; PSS is that of the last beat that took it
-    plimsoll_worker_growth_bytes_per_hour {unit, role}  of the ten-minute floors of RSS and swap, over the last hour at
-                                    most, of the processes that were there all the while: an indication, not a finding
+    plimsoll_worker_processes       {unit, role}  sums over its processes; PSS is that of the last beat that took it,
+                                    and there is none with --no-pss
+    plimsoll_worker_growth_bytes_per_hour {unit, role}  of the ten-minute floors of RSS and swap over the last hour, of
+                                    processes that were there for longer than that: an indication, not a finding
     plimsoll_worker_memory_bytes, plimsoll_worker_memory_high_bytes, plimsoll_worker_memory_max_bytes
                                     {unit}        of its cgroup; no series for a limit that is not set
     plimsoll_worker_memory_events_total           {unit, event}  high, max and oom_kill, since the unit started
@@ -936,10 +990,11 @@ class Metrics:
 
     SIZES = (("memory", 0), ("memory_high", 1), ("memory_max", 2))
 
-    def __init__(self, where: str) -> None:
-        """Raises ImportError without prometheus_client, OSError where nothing can be served or written."""
-        from prometheus_client import CollectorRegistry, start_http_server, write_to_textfile
+    def __init__(self, where: str, pss: bool = True) -> None:
+        """pss: whether it is measured. Raises ImportError without prometheus_client, OSError where it cannot serve."""
+        from prometheus_client import CollectorRegistry, make_wsgi_app, write_to_textfile
 
+        self.pss = pss
         self.families: list[Any] = []
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
@@ -947,8 +1002,7 @@ class Metrics:
         if where.startswith("/"):
             self.publish = lambda: publicly(lambda: write_to_textfile(where, registry))
         else:
-            host, _, port = where.rpartition(":")
-            start_http_server(int(port), host.strip("[]"), registry)
+            serve(where, make_wsgi_app(registry))
 
     def collect(self) -> list[Any]:
         """What prometheus_client asks for."""
@@ -967,6 +1021,9 @@ class Metrics:
                     names[name] = name
                 else:
                     name = ""
+            if one.pss == "" and self.pss:
+                # It came since the last beat that took it.
+                one.pss = pss_and_uss(one.pid)[0]
             total = sums.setdefault((name, one.role), [0, 0, 0, 0, 0])
             values = ((size - one.swap) * 1024, int(one.pss or 0) * 1024, one.swap * 1024, 1, growth(one))
             for at, value in enumerate(values):
@@ -978,7 +1035,8 @@ class Metrics:
         ]
         for labels, total in sorted(sums.items()):
             for family, value in zip(by_role, total):
-                family.add_metric(labels, value)
+                if self.pss or not family.name.endswith("proportional_memory_bytes"):
+                    family.add_metric(labels, value)
         sizes = [
             (GaugeMetricFamily(f"plimsoll_worker_{kind}_bytes", "Of its cgroup", labels=["unit"]), at)
             for kind, at in self.SIZES
@@ -1009,6 +1067,35 @@ class Metrics:
         self.publish()
 
 
+def serve(where: str, application: Any) -> None:
+    """Serve at ADDRESS:PORT, one request after the other. Not prometheus_client's own server: it has a thread for each
+    connection and no time limit, and so whoever connects and waits takes all threads that a unit may have.
+    """
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+    host, _, port = where.rpartition(":")
+
+    class Server(WSGIServer):
+        address_family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+
+        def handle_error(self, *_: object) -> None:
+            """Whoever hung up is none of ours."""
+
+    class Handler(WSGIRequestHandler):
+        timeout = 5
+
+        def log_message(self, *_: object) -> None:
+            """Not each scrape is worth a line."""
+
+    server = make_server(host.strip("[]"), int(port), application, Server, Handler)
+
+    def serving() -> None:
+        while True:
+            server.handle_request()
+
+    threading.Thread(target=serving, daemon=True).start()
+
+
 def publicly(write: Callable[[], object]) -> None:
     """Write a file that others may read: node_exporter is another user."""
     before = os.umask(0o022)
@@ -1019,8 +1106,8 @@ def publicly(write: Callable[[], object]) -> None:
 
 
 def growth(one: Process) -> float:
-    """Bytes an hour from the first to the last of its ten-minute floors that are remembered; 0 before there are two."""
-    if len(one.floors) < 2:
+    """Bytes an hour from the first to the last of its ten-minute floors; 0 before there is an hour of them."""
+    if len(one.floors) < GROWTH_SPANS:
         return 0.0
     (began, low), (ended, high) = one.floors[0], one.floors[-1]
     return (high - low) * 1024 * HOUR / max(1.0, ended - began)
@@ -1063,7 +1150,8 @@ class Sampler:
         if self.metrics:
             took = time.monotonic() - began
             try:
-                self.metrics.update(self.rollup.last(), self.watcher.units, now, took)
+                self.metrics.update(self.watcher.last(), self.watcher.units, now, took)
+                _said.discard("metrics")
             except OSError as error:
                 say_once("metrics", f"{error.filename or '--metrics'}: {error.strerror}; metrics are not written")
         return len(lines)
@@ -1149,7 +1237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store: Store | Stdout = Stdout(options.plain)
         if options.output:
             store = Store(options.output, options.keep_mb << 20, options.keep_days * DAY, options.plain)
-        metrics = Metrics(options.metrics) if options.metrics else None
+        metrics = Metrics(options.metrics, not options.no_pss) if options.metrics else None
     except BlockingIOError:
         say(f"another sampler writes to {where}; stop it, or name another --output", "refused", 3)
         return 1
@@ -1188,7 +1276,7 @@ def progress(sampler: Sampler) -> Callable[[float], int]:
 
     def beat(now: float) -> int:
         found = sampler.beat(now)
-        size = sum(size for _, size in sampler.rollup.last()) // 1024
+        size = sum(size for _, size in sampler.watcher.last()) // 1024
         text = f"{time.strftime('%H:%M:%S')}  sample {sampler.beats}: {found} processes, {size} MiB; Ctrl-C ends"
         # Over what was there, and the rest of that line cleared.
         print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
