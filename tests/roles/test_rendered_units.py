@@ -367,7 +367,7 @@ def test_the_sampler_has_the_rights_that_it_needs_and_scores_below_two(
 ) -> None:
     text = rendered(SAMPLER, **chosen)
     assert [one for one in there if one not in text] == [] and [one for one in not_there if one in text] == []
-    assert "\nDynamicUser=true\n" in text
+    assert "\nUser=plimsoll-sampler\n" in text
     install(units, place(SAMPLER), text)
     assert verify(units, unit(SAMPLER)) == (0, "")
     ran = subprocess.run(

@@ -326,8 +326,10 @@ class Unit:
 def show(properties: str, units: Iterable[str]) -> dict[str, dict[str, str]]:
     """Properties of units and patterns of units, by name and one call of systemctl; empty with no systemd to ask."""
     command = ["systemctl", "show", f"--property=Id,{properties}", *units]
+    # It would tell systemd of its own end, in our name.
+    environ = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, env=environ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return {}
     blocks = (dict(line.split("=", 1) for line in block.splitlines() if "=" in line) for block in said.split("\n\n"))
