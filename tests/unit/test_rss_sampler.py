@@ -1137,9 +1137,8 @@ def test_metrics_that_cannot_be_written_are_said_once_and_samples_go_on(
 # ---- cgroups as they were recorded ----
 
 RECORDED = {
-    "cgroup_v1": [
-        *("23764", "", "65536", "0", "", "37", "1", "", ""),
-    ],
+    "cgroup_v1": ["23764", "", "65536", "0", "", "37", "1", "", ""],
+    "cgroup_v2": ["75604", "286720", "327680", "22076", "0", "0", "0", "0", "0"],
 }
 
 
