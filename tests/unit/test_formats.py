@@ -350,6 +350,7 @@ def sampled(root: Path, command: str, monkeypatch: Any) -> Any:
     (root / "tasks").mkdir()
     (root / "tasks" / str(os.getpid())).write_text("17\n")
     monkeypatch.setattr(sampler, "restarts_of", lambda units: dict.fromkeys(units, "3"))
+    monkeypatch.setattr(sampler, "is_worker", lambda argv: False)
     monkeypatch.setattr(sampler, "command_of", lambda raw: command)
     watcher = sampler.Watcher(root=root / "cgroup", tasks=root / "tasks")
     one = sampler.Sampler(watcher, sampler.Store(root / "samples", 1 << 20, 1e9), 10)

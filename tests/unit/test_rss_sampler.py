@@ -30,6 +30,7 @@ from conftest import ROOT, load_file
 
 SCRIPT = ROOT / "roles/rss_sampler/files/rss_sampler.py"
 sampler = load_file(SCRIPT, "rss_sampler")
+is_worker = sampler.is_worker
 
 MIDNIGHT = 1_763_942_400  # the start of 20251124T000000Z
 NOON = MIDNIGHT + 12 * 3600
@@ -47,8 +48,9 @@ CGROUP_FILES = {
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: Any) -> None:
-    """Nothing was said yet, and no systemd of this machine is asked."""
+    """Nothing was said yet, no systemd of this machine is asked, and no Celery worker is found that runs on it."""
     monkeypatch.setattr(sampler, "_said", set())
+    monkeypatch.setattr(sampler, "is_worker", lambda argv: False)
     monkeypatch.setattr(sampler, "restarts_of", lambda units: dict.fromkeys(units, "3"))
 
 
@@ -293,11 +295,11 @@ def test_a_command_line_without_end_costs_next_to_nothing_and_hides_its_password
         pid = start(*command).pid
         began = time.process_time()
         process = sampler.Process(pid, None, Path("/none"))
-        assert not sampler.is_worker(sampler.command_line(pid)) and time.process_time() - began < 0.1
+        assert not is_worker(sampler.command_line(pid)) and time.process_time() - began < 0.1
         assert len(process.command) <= sampler.COMMAND_LENGTH
         process.close()
     began = time.process_time()
-    assert not sampler.is_worker(["python", *["-"] * 1_000_000])
+    assert not is_worker(["python", *["-"] * 1_000_000])
     assert time.process_time() - began < 1
     pid = start("sh", "-c", "sleep 60; :", "b", "a" * 4062 + "redis://:s3cret@db").pid
     assert sampler.command_line(pid) == ["sh", "-c", "sleep 60; :", "b", "..."]
@@ -401,15 +403,16 @@ OTHERS = [
 @pytest.mark.parametrize(("command", "found"), [(one, True) for one in WORKERS] + [(one, False) for one in OTHERS])
 def test_a_worker_is_known_by_its_command_line(command: str, found: bool) -> None:
     argv = [command] if command.startswith("[") else command.split()
-    assert sampler.is_worker(argv) is found
+    assert is_worker(argv) is found
 
 
-def test_a_worker_in_no_unit_is_found_with_what_it_starts(root: Path, start: Any) -> None:
+def test_a_worker_in_no_unit_is_found_with_what_it_starts(root: Path, start: Any, monkeypatch: Any) -> None:
+    name = f"[celeryd: sales@{os.getpid()}:MainProcess]"
+    monkeypatch.setattr(sampler, "is_worker", lambda argv: is_worker(argv) and argv[0] == name)
     other = start("sh", "-c", "sleep 60; : celery worker")
     one = make(root)
     assert one.beat(NOON) == 0
-    named = "exec -a '[celeryd: sales@host:MainProcess]' sh -c 'sleep 60 & echo $!; wait'"
-    main = start("bash", "-c", named, stdout=subprocess.PIPE)
+    main = start("bash", "-c", f"exec -a '{name}' sh -c 'sleep 60 & echo $!; wait'", stdout=subprocess.PIPE)
     child = int(main.stdout.readline())
     assert one.beat(NOON + 60) == 2
     os.kill(child, signal.SIGKILL)
@@ -795,8 +798,19 @@ def test_a_segment_that_cannot_be_gzipped_stays(tmp_path: Path, monkeypatch: Any
 # ---- the program ----
 
 
+ALONE = f"""
+import sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import rss_sampler
+rss_sampler.is_worker = lambda argv: False
+sys.exit(rss_sampler.main())
+"""
+# As the program, on a machine that may have Celery workers of its own.
+PROGRAM = [sys.executable, "-c", ALONE]
+
+
 def command(folder: Path, *more: str) -> list[str]:
-    return [sys.executable, str(SCRIPT), f"--output={folder / 'out'}", *more]
+    return [*PROGRAM, f"--output={folder / 'out'}", *more]
 
 
 def test_once_samples_what_matches_and_not_itself(tmp_path: Path, start: Any) -> None:
@@ -863,9 +877,7 @@ def test_a_wrong_option_is_named_before_anything_is_written(tmp_path: Path, caps
 def test_without_output_samples_go_to_stdout_as_the_plain_script_had_them(start: Any) -> None:
     marker = f"mark-{os.getpid()}"
     pid = start("sh", "-c", "sleep 60; :", marker).pid
-    ran = subprocess.run(
-        [sys.executable, str(SCRIPT), "--once", "--plain", f"--match={marker}"], capture_output=True, text=True
-    )
+    ran = subprocess.run([*PROGRAM, "--once", "--plain", f"--match={marker}"], capture_output=True, text=True)
     assert ran.returncode == 0 and "2 lines to stdout; 2 processes" in ran.stderr
     (row, _) = csv.DictReader(io.StringIO(ran.stdout))
     assert list(row) == ["timestamp", "pid", "rss_kb", "command"]
@@ -890,7 +902,7 @@ def test_whoever_reads_stdout_may_have_enough(start: Any) -> None:
     marker = f"mark-{os.getpid()}"
     start("sh", "-c", "sleep 60; :", marker)
     service = start(
-        *(sys.executable, str(SCRIPT), "--interval=0.01", f"--match={marker}"),
+        *(*PROGRAM, "--interval=0.01", f"--match={marker}"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
