@@ -61,12 +61,12 @@ def pipeline() -> None:
 
 def read(paths: list[str]) -> None:
     for path in paths:
-        with open(path, "rb") as file:  # noqa: PTH123 - the plainest
+        with open(path, "rb") as file:
             file.read()
 
 
 def read_bare(pids: list[int], units: list[Path]) -> None:
-    os.listdir("/proc")  # noqa: PTH208 - as above
+    os.listdir("/proc")
     read(["/proc/swaps", *(f"/proc/{pid}/statm" for pid in pids)])
     read([f"{unit}/{name}" for unit in units for name in CGROUP])
 
@@ -75,7 +75,7 @@ def read_bare_detail(pids: list[int], units: list[Path]) -> None:
     read_bare(pids, units)
     read([f"/proc/{pid}/{name}" for pid in pids for name in DETAIL])
     for pid in pids:
-        os.listdir(f"/proc/{pid}/fdinfo")  # noqa: PTH208 - as above
+        os.listdir(f"/proc/{pid}/fdinfo")
 
 
 def made_up(root: Path, pids: list[int], number: int) -> list[Path]:

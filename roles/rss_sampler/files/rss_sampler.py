@@ -138,7 +138,7 @@ def say_once(event: str, text: str, priority: int = 4, **fields: object) -> None
 def read_text(path: str | Path) -> str:
     """Contents, or an empty string where the file or its process is gone or not for us to read."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - several a beat and process; a Path costs more than the read
+        with open(path, "rb") as file:
             return file.read().decode(errors="replace")
     except OSError:
         return ""
@@ -217,7 +217,7 @@ def find_units(root: Path) -> dict[str, Path]:
 def listing(path: str) -> list[str]:
     """Names in a directory; none if it is gone."""
     try:
-        return os.listdir(path)  # noqa: PTH208 - names are what is wanted, and a Path each is not
+        return os.listdir(path)
     except OSError:
         return []
 
@@ -230,7 +230,8 @@ def processes_in(cgroup: Path) -> list[int]:
         here, depth = pending.pop()
         pids += map(int, read_text(f"{here}/cgroup.procs").split())
         with contextlib.suppress(OSError):  # gone in between
-            if depth < DEEPEST and os.stat(here).st_nlink != 2:  # noqa: PTH116 - two where there is nothing below
+            # Two links where there is nothing below.
+            if depth < DEEPEST and os.stat(here).st_nlink != 2:
                 with os.scandir(here) as entries:
                     pending += [(one.path, depth + 1) for one in entries if one.is_dir(follow_symlinks=False)]
     return pids
@@ -292,7 +293,7 @@ class Unit:
     def changed(self) -> bool:
         """Whether other processes may be in it than when this was asked last, or it is not there any more."""
         try:
-            status = os.stat(self.processes)  # noqa: PTH116 - once a beat and unit
+            status = os.stat(self.processes)
         except OSError:
             return True
         before, self.listed = self.listed, self.procs.read_all()
@@ -301,7 +302,7 @@ class Unit:
 
     def lives(self) -> bool:
         try:
-            return os.stat(self.processes).st_ino == self.inode  # noqa: PTH116 - as above
+            return os.stat(self.processes).st_ino == self.inode
         except OSError:
             return False
 
@@ -352,13 +353,13 @@ def is_worker(argv: Sequence[str]) -> bool:
     if argv[0].startswith("[celeryd"):
         return True
     at, end = 0, len(argv)
-    if re.fullmatch(r"(python|pypy)[\d.]*", os.path.basename(argv[0])):  # noqa: PTH119 - of thousands, at a scan
+    if re.fullmatch(r"(python|pypy)[\d.]*", os.path.basename(argv[0])):
         at = 1
         while at < end and argv[at].startswith("-") and argv[at] != "-m":
             at += 2 if argv[at] in PYTHON_VALUES else 1
         if at < end and argv[at] == "-m":
             at += 1
-    if at >= end or os.path.basename(argv[at]) != "celery":  # noqa: PTH119 - as above
+    if at >= end or os.path.basename(argv[at]) != "celery":
         return False
     at += 1
     while at < end and argv[at].startswith("-"):
@@ -369,7 +370,7 @@ def is_worker(argv: Sequence[str]) -> bool:
 def command_line(pid: int) -> list[str]:
     """The arguments of a process, of the first LONGEST_COMMAND bytes; of an argument that goes on beyond, `...`."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:  # noqa: PTH123 - as in read_text
+        with open(f"/proc/{pid}/cmdline", "rb", buffering=0) as file:
             raw = file.read(LONGEST_COMMAND)
     except OSError:
         return []
@@ -414,7 +415,7 @@ def fds_of(pid: int) -> Cell:
     """Open descriptors. Of another user's process they need CAP_SYS_PTRACE until Linux 6.2, and 5.14 or later."""
     try:
         # Since 6.2 that is their number.
-        return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fdinfo"))  # noqa: PTH116, PTH208
+        return os.stat(f"/proc/{pid}/fd").st_size or len(os.listdir(f"/proc/{pid}/fdinfo"))
     except OSError:
         return ""
 
@@ -422,7 +423,7 @@ def fds_of(pid: int) -> Cell:
 def pss_and_uss(pid: int) -> tuple[Cell, Cell]:
     """Proportional and unique set size, KiB, as proc(5) has them; psutil's memory_full_info, at half of its cost."""
     try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:  # noqa: PTH123 - as in read_text
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
             found = SMAPS.findall(file.read())
     except PermissionError:
         say_once("pss", "PSS and USS of other users' processes need CAP_SYS_PTRACE; those cells are empty")
@@ -582,7 +583,7 @@ class Watcher:
         """
         changed = [unit for unit in self.units.values() if unit.changed()]
         if again or self.loose or not self.units:
-            names = set(os.listdir("/proc"))  # noqa: PTH208 - names are what is wanted
+            names = set(os.listdir("/proc"))
             new = not names <= self.seen
             self.seen = names
         else:
