@@ -15,47 +15,70 @@ from . import __version__, report
 from .files import write_whole
 from .findings import Findings, findings, leaking
 from .formats import HostData, InputError, files_of, read_host
+from .lines import STDIN, name_of
 from .store import HOSTS, Host, ingest, read_hosts
 
 DONE, BAD_INPUT, LEAKS = 0, 2, 3
+# Of what could not be read, on a terminal.
+MOST_NOTES = 5
 
 
-def read(path: Path) -> Iterator[tuple[Host, HostData | None]]:
-    """What is at a path: a store of collect.yml, directories of several hosts, or one host's directory or file.
+def read(paths: Sequence[Path]) -> Iterator[tuple[Host, HostData | None]]:
+    """What is at each path: a store of collect.yml, directories of several hosts, one host's directory or file, or `-`.
 
-    In a store, what cannot be read is noted with its host. Elsewhere it raises InputError, as for no sample at all.
+    What cannot be read is noted with its host and, but for a store, on standard error. Raises InputError before
+    anything is read where a path is not there, and in the end where there was no store and not one sample.
     """
-    if not path.exists():
-        raise InputError(f"{path}: no such file or directory")
-    if (path / HOSTS).exists():
-        for host in read_hosts(path):
-            yield host, read_host(host["host"], path / host["host"], strict=False) if host["collected"] else None
-        return
+    for path in paths:
+        if path != STDIN and not path.exists():
+            raise InputError(f"{path}: no such file or directory")
+    judged, files = False, 0
+    notes: list[str] = []
+    for path in paths:
+        if (path / HOSTS).exists():
+            judged = True
+            for host in read_hosts(path):
+                yield host, read_host(host["host"], path / host["host"]) if host["collected"] else None
+            continue
+        for root in _roots(path):
+            data = read_host(_name(root), root)
+            judged = judged or bool(data.samples)
+            files += len(files_of(root))
+            notes += data.problems
+            yield {"host": data.host, "collected": True, "reason": ""}, data
+    if not judged:
+        why = notes[0] if notes else "the sampler writes them to /var/log/plimsoll/samples"
+        raise InputError(f"{', '.join(map(name_of, paths))}: no samples in {files} file{'s' * (files != 1)}; {why}")
+    for note in notes[:MOST_NOTES] + [f"and {len(notes) - MOST_NOTES} more"] * (len(notes) > MOST_NOTES):
+        print(f"plimsoll: note: {note}", file=sys.stderr)
+
+
+def _roots(path: Path) -> list[Path]:
+    """The directories below a path that are each a host's, or the path itself."""
     below = sorted(one for one in path.iterdir() if one.is_dir()) if path.is_dir() else []
     several = [one for one in below if (one / "samples").is_dir()]
-    roots = several if several and not (path / "samples").is_dir() else [path]
-    samples = 0
-    for root in roots:
-        data = read_host(_name(root), root, strict=True)
-        samples += len(data.samples)
-        yield {"host": data.host, "collected": True, "reason": ""}, data
-    if not samples:
-        count = sum(len(files_of(root)) for root in roots)
-        raise InputError(f"{path}: no samples in {count} files; the sampler writes them to /var/log/plimsoll/samples")
+    return several if several and not (path / "samples").is_dir() else [path]
 
 
 def _name(root: Path) -> str:
-    return root.resolve().name.split(".")[0] if root.is_file() else root.resolve().name
+    """What a host is called by where its samples lie."""
+    if root == STDIN:
+        return "stdin"
+    return root.resolve().name if root.is_dir() else root.name.split(".")[0]
 
 
 def analyse(given: argparse.Namespace) -> int:
-    document, verdicts = findings((one for path in given.paths for one in read(path)), time.time())
+    document, verdicts = findings(read(given.paths), time.time())
     page = report.html(document, verdicts) if given.format == "html" or given.out else ""
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
         write_whole(given.out / "findings.json", _json(document))
         write_whole(given.out / "report.html", page)
-    shown = {"text": lambda: report.text(document), "json": lambda: _json(document).rstrip(), "html": lambda: page}
+    shown = {
+        "text": lambda: report.text(document, verdicts),
+        "json": lambda: _json(document).rstrip(),
+        "html": lambda: page,
+    }
     _say(shown[given.format]())
     if given.out and given.format == "text":
         _say(f"report: {(given.out / 'report.html').resolve()}")
@@ -101,7 +124,8 @@ def parser() -> argparse.ArgumentParser:
         help="judge the workers in samples and trace records",
         epilog="Exit status: 0 done, 2 bad usage or unreadable input, 3 with --fail-on when a worker leaks.",
     )
-    one.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="store of collect.yml, directory, or CSV file")
+    what = "store of collect.yml, directory, file of samples, or - for standard input"
+    one.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=what)
     one.add_argument("--format", choices=["text", "json", "html"], default="text", help="of standard output: text")
     one.add_argument("--out", type=Path, metavar="DIR", help="write findings.json and report.html there")
     one.add_argument("--fail-on", choices=["leaking"], help="exit with 3 when a worker leaks")

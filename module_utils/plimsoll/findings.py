@@ -16,16 +16,21 @@ SCHEMA = 1
 
 
 class Finding(TypedDict):
-    """One worker. growth_* in KiB an hour with its 95 % interval, level and limits in KiB; None where not known."""
+    """One worker. growth_* in KiB an hour with its 95 % interval, level and limits in KiB; None where not known.
+
+    docs/findings.schema.json has every field.
+    """
 
     host: str
     unit: str
     leaking: bool
     pattern: str
+    confidence: float | None
     growth_kb_per_hour: float
     growth_low: float
     growth_high: float
     growth_kb_per_1000_tasks: float | None
+    growth_follows: str | None
     generations: int
     samples: int
     span_hours: float
@@ -33,7 +38,11 @@ class Finding(TypedDict):
     memory_high_kb: int | None
     memory_max_kb: int | None
     hours_to_memory_high: float | None
+    hours_to_memory_high_earliest: float | None
+    hours_to_memory_high_latest: float | None
     hours_to_memory_max: float | None
+    hours_to_memory_max_earliest: float | None
+    hours_to_memory_max_latest: float | None
     leak_class: str
     culprits: list[Culprit]
     evidence: list[str]
@@ -95,6 +104,7 @@ def _urgency(one: Finding) -> tuple[bool, float, float, str, str]:
 
 def _finding(verdict: Verdict, traces: Iterable[Trace]) -> Finding:
     worker, limits, rate = verdict.worker, verdict.worker.limits, verdict.rate
+    high, most = verdict.hours_to_high, verdict.hours_to_max
     records = list(traces)
     leaking = verdict.pattern.leaking
     blamed = culprits(records) if leaking else []
@@ -106,18 +116,24 @@ def _finding(verdict: Verdict, traces: Iterable[Trace]) -> Finding:
         "unit": worker.unit,
         "leaking": leaking,
         "pattern": verdict.pattern.value,
+        "confidence": _rounded(verdict.confidence, 4),
         "growth_kb_per_hour": round(rate.slope, 1),
         "growth_low": round(rate.low, 1),
         "growth_high": round(rate.high, 1),
         "growth_kb_per_1000_tasks": _rounded(verdict.kb_per_1000_tasks, 1),
+        "growth_follows": verdict.follows,
         "generations": len(worker.generations),
         "samples": worker.samples,
         "span_hours": round(worker.span_hours, 3),
         "level_kb": _rounded(limits.level_kb, 0),
         "memory_high_kb": limits.high_kb,
         "memory_max_kb": limits.max_kb,
-        "hours_to_memory_high": _rounded(verdict.hours_to_high, 3),
-        "hours_to_memory_max": _rounded(verdict.hours_to_max, 3),
+        "hours_to_memory_high": _rounded(high.hours, 3) if high else None,
+        "hours_to_memory_high_earliest": _rounded(high.earliest, 3) if high else None,
+        "hours_to_memory_high_latest": _rounded(high.latest, 3) if high else None,
+        "hours_to_memory_max": _rounded(most.hours, 3) if most else None,
+        "hours_to_memory_max_earliest": _rounded(most.earliest, 3) if most else None,
+        "hours_to_memory_max_latest": _rounded(most.latest, 3) if most else None,
         "leak_class": leak_class(records) if leaking else "unknown",
         "culprits": blamed,
         "evidence": evidence,

@@ -1,71 +1,50 @@
 """What plimsoll's files hold, and how they are read: samples, figures of cgroups, trace records, a directory of them.
 
 Files are told apart by their header, so a plain script's `timestamp,pid,rss_kb,command` is read as it is. What is in
-them comes from hosts and is not trusted: a value that is not one of its column ends the file, and the error names the
-line. A last line without its end was torn, as by a power cut, and is left out.
+them comes from hosts and is not trusted: a line with a value that is not one of its column is left out and counted, and
+the first few of a file are named. A last line without its end was torn, as by a power cut, and is left out.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
-import zlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-# A host that lies could send rows for ever; a host with 300 processes a minute takes two weeks to write so many.
-MAX_ROWS = 6_000_000
-MAX_LINE_BYTES = 1 << 20
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from .lines import MAX_LINE_BYTES, STDIN, Block, ahead, blocks, name_of
+from .lines import InputError as InputError
+from .samples import FIGURES, Figures, Floats, Records, Samples, Seen
+from .samples import CgroupSample as CgroupSample
+from .samples import HostData as HostData
+from .samples import Sample as Sample
+from .samples import Trace as Trace
+
 # Of what is said of a file that cannot be read: its path is a long one.
 MAX_PROBLEM = 400
+# So many lines that were left out are named of each file.
+NAMED = 3
 # Later than any clock, and no more KiB than a machine has: what is beyond was never measured.
 MAX_TIME, MAX_COUNT = 1e11, 1 << 53
+NEWLINE, QUOTE, COMMA = b'\n",'
+# Of a block, and of a header. What is below one is taken apart at the cost of thousands of lines.
+MOST_HEADERS, MOST_COLUMNS = 20, 1000
+# Stands for a comma inside of a cell while lines are taken apart.
+HIDDEN = "\x1f"
 
-
-class InputError(Exception):
-    """A file cannot be read, or not to its end; the message names the file, and the line where there is one."""
-
-
-class Sample(NamedTuple):
-    """One process at one time. timestamp and start_time are Unix seconds, sizes KiB; None was not measured."""
-
-    timestamp: float
-    pid: int
-    rss_kb: int
-    command: str = ""
-    unit: str = ""
-    start_time: float | None = None
-    role: str = ""
-    pss_kb: int | None = None
-    uss_kb: int | None = None
-    swap_kb: int | None = None
-    fds: int | None = None
-    threads: int | None = None
-    tasks: int | None = None
-
-
-class CgroupSample(NamedTuple):
-    """A unit's own figures at one time: sizes in KiB, a limit of None is no limit, events since the unit started."""
-
-    timestamp: float
-    unit: str
-    memory_current_kb: int | None = None
-    memory_high_kb: int | None = None
-    memory_max_kb: int | None = None
-    swap_kb: int | None = None
-    events_high: int | None = None
-    events_max: int | None = None
-    oom_kill: int | None = None
-    pressure_some_us: int | None = None
-    pressure_full_us: int | None = None
-    n_restarts: int | None = None
-
-
-Trace = dict[str, Any]
+_TEXT = ("command", "unit", "role")
+_TIMES = ("timestamp", "start_time")
+_NEEDED = ("timestamp", "pid", "rss_kb")
+# What a plain script writes, with or without that header.
+_PLAIN = (*_NEEDED, "command")
+_NAME = re.compile(r"\.(csv|jsonl)([.-]\d+)*(\.gz)?$")
 
 
 def printable(text: Any, most: int = 200) -> str:
@@ -77,109 +56,296 @@ def printable(text: Any, most: int = 200) -> str:
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
-def _time(cell: str) -> float:
-    value = float(cell)
-    if not 0 <= value < MAX_TIME:
-        raise ValueError("no Unix time")
-    # Nobody samples faster; times that are all but equal would make slopes without end.
-    return round(value, 3)
+# ---- lines of CSV ----
 
 
-def _count(cell: str) -> int:
-    value = int(cell)
-    if not 0 <= value < MAX_COUNT:
-        raise ValueError("out of range")
-    return value
+class _Header(NamedTuple):
+    """What the lines of a file are, None for rollups, and their columns as the file has them."""
+
+    kind: type[Sample] | type[CgroupSample] | None
+    columns: tuple[str, ...]
 
 
-def _maybe(convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    return lambda cell: convert(cell) if cell else None
-
-
-_TEXT = {"command", "unit", "role"}
-_NEEDED: dict[str, Callable[[str], Any]] = {"timestamp": _time, "pid": _count, "rss_kb": _count}
-
-
-def _converters(row: type[tuple[Any, ...]]) -> dict[str, Callable[[str], Any]]:
-    names: tuple[str, ...] = row._fields  # type: ignore[attr-defined]
-    return {
-        name: printable if name in _TEXT else _NEEDED.get(name) or _maybe(_time if name == "start_time" else _count)
-        for name in names
-    }
-
-
-# By the columns that tell a kind of file: needed ones, and the row it holds. A rollup repeats what its samples hold.
-_KINDS: tuple[tuple[set[str], Any], ...] = (
+# By the columns that tell a kind of file. A rollup repeats what its samples hold.
+_KINDS: tuple[tuple[set[str], type[Sample] | type[CgroupSample] | None], ...] = (
     ({"timestamp", "unit", "memory_current_kb"}, CgroupSample),
     ({"timestamp", "pid", "floor_kb"}, None),
-    ({"timestamp", "pid", "rss_kb"}, Sample),
+    (set(_NEEDED), Sample),
+)
+_NO_HEADER = (
+    "the header must name timestamp, pid and rss_kb (samples), or timestamp, unit and memory_current_kb (figures)"
 )
 
 
-class _Lines:
-    """Whole lines of a stream; the last one only with its end. number is that of the line which is being read."""
+class _Table(NamedTuple):
+    """Lines taken apart: the sound ones in columns, all that their kind can have; how many others there are, and why.
 
-    def __init__(self) -> None:
-        self.number = 0
+    Of the first few of those the number of lines before each, and the reason.
+    """
 
-    def of(self, stream: BinaryIO) -> Iterator[str]:
-        while line := stream.readline(MAX_LINE_BYTES):
-            self.number += 1
-            if not line.endswith(b"\n"):
-                if len(line) == MAX_LINE_BYTES:
-                    raise ValueError(f"a line of more than {MAX_LINE_BYTES} bytes")
-                return
-            yield line.decode(errors="replace")
+    rows: pl.DataFrame
+    left_out: int
+    named: list[tuple[int, str]]
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"))
-    return path.open("rb")
+def _header(line: bytes) -> _Header | None:
+    """What a line names as columns, where those are of a kind of file."""
+    columns = tuple(cell.strip(' \t\r\n"\ufeff') for cell in line.decode(errors="replace").split(","))
+    kinds = (_Header(kind, columns) for needed, kind in _KINDS if needed <= set(columns))
+    return next(kinds, None) if len(columns) <= MOST_COLUMNS else None
 
 
-def read_csv(path: Path) -> Iterator[Sample | CgroupSample]:
-    """The rows of a file of samples or of cgroups, NAME.csv or NAME.csv.gz. Raises InputError at the first bad line."""
-    lines = _Lines()
+def _headless(line: bytes) -> _Header | None:
+    """What a first line is that names nothing: out of a sampler's file that was cut, or a plain script's."""
+    fit = (one for one in (Sample._fields, _PLAIN) if not _table(line, Sample, one).left_out)
+    return next((_Header(Sample, one) for one in fit), None)
+
+
+def _headers(text: bytes) -> Iterator[tuple[int, int, _Header]]:
+    """Where each line that is a header begins and ends: several files may have been put together to one."""
+    end = 0
+    while (at := text.find(b"timestamp", end)) >= 0:
+        start, end = text.rfind(b"\n", 0, at) + 1, text.index(b"\n", at) + 1
+        line = text[start:end]
+        # Every command may hold the one word, few hold the other.
+        if b"_kb" in line and (header := _header(line)):
+            yield start, end, header
+
+
+def _table(text: bytes, kind: type[Sample] | type[CgroupSample], columns: tuple[str, ...]) -> _Table:
+    """Takes whole lines of UTF-8 apart."""
+    characters = np.frombuffer(text, dtype=np.uint8)
+    ends = np.flatnonzero(characters == NEWLINE)
+    lengths = np.diff(ends, prepend=-1)
+    fields, hidden = _fields(characters, ends, len(columns) if columns[-1] == "command" else None)
+    fits = (fields == len(columns)) & (lengths <= MAX_LINE_BYTES)
+    if len(hidden):
+        characters = characters.copy()
+        characters[hidden] = ord(HIDDEN)
+    if not fits.all():
+        characters = characters[np.repeat(fits, lengths)]
+    known = sorted(columns.index(name) for name in kind._fields if name in columns)
+    names = [columns[at] for at in known]
+    # What is left is cells, commas and newlines, whatever it was: nothing for polars to take in another way.
     try:
-        with _open(path) as stream:
-            reader = csv.reader(lines.of(stream))
-            columns = next(reader, None)
-            if columns is None:
-                return
-            kinds = [kind for needed, kind in _KINDS if needed <= set(columns)]
-            if not kinds:
-                raise ValueError(
-                    "the header must name timestamp, pid and rss_kb (samples), or timestamp, unit and memory_current_kb"
-                )
-            kind = kinds[0]
-            if kind is None:
-                return
-            wanted = [
-                (at, name, convert)
-                for name, convert in _converters(kind).items()
-                for at, column in enumerate(columns)
-                if column == name
-            ]
-            for cells in reader:
-                if columns[-1] == "command" and len(cells) > len(columns):
-                    # A plain script quotes nothing, and --queues=a,b is no rare command.
-                    cells[len(columns) - 1 :] = [",".join(cells[len(columns) - 1 :])]
-                if len(cells) != len(columns):
-                    raise ValueError(f"{len(cells)} fields, the header has {len(columns)}")
-                row = {}
-                for at, name, convert in wanted:
-                    try:
-                        row[name] = convert(cells[at])
-                    except ValueError:
-                        raise ValueError(f"{name}: {cells[at][:40]!a} is not a value of that column") from None
-                yield kind(**row)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise InputError(f"{path}: truncated or damaged after line {lines.number}") from None
-    except (ValueError, csv.Error) as error:
-        raise InputError(f"{path}, line {lines.number}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
+        cells = _cells(characters.tobytes(), len(columns), {at: _type(columns[at]) for at in known})
+        cells.columns = names
+        rows, sound = _values(cells)
+    except pl.exceptions.ComputeError:
+        sound = np.zeros(1, dtype=bool)
+    if not sound.all():
+        # Slower, with what may be around a number, and for each cell whether it is one.
+        cells = _cells(characters.tobytes(), len(columns), dict.fromkeys(known, pl.String))
+        cells.columns = names
+        numbers = [name for name in names if name not in _TEXT]
+        cells = cells.with_columns(pl.col(numbers).str.strip_chars(' \t\r"').replace("", None))
+        rows, sound = _values(cells)
+    rest = [_value(name, pl.lit(None, pl.String)) for name in kind._fields if name not in names]
+    lines = np.flatnonzero(fits)
+    bad = np.sort(np.concatenate([np.flatnonzero(~fits), lines[~sound]]))
+
+    def reason(line: int) -> str:
+        if lengths[line] > MAX_LINE_BYTES:
+            return f"a line of more than {MAX_LINE_BYTES} bytes"
+        if not fits[line]:
+            return f"{fields[line]} fields, the header has {len(columns)}"
+        row = int(np.searchsorted(lines, line))
+        name = next(name for name in names if not _values(cells[row].select(name))[1])
+        return f"{name}: {(cells[name][row] or '')[:40]!a} is not a value of that column"
+
+    rows = rows if sound.all() else rows.filter(sound)
+    return _Table(rows.with_columns(rest), len(bad), [(int(line), reason(line)) for line in bad[:NAMED]])
+
+
+def _fields(
+    characters: NDArray[np.uint8], ends: NDArray[np.intp], most: int | None
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """How many fields each line has, and where the commas are that end none.
+
+    Those are inside of quotes. And where the last field is as it came, beyond the most that a line has: a plain script
+    quotes nothing, and --queues=a,b is no rare command. Quotes end with their line at the latest: no sampler writes a
+    newline into a cell, and one quote too few must not swallow the rest of a file.
+    """
+    commas, hidden = np.flatnonzero(characters == COMMA), np.empty(0, dtype=np.intp)
+    quotes = np.flatnonzero(characters == QUOTE)
+    if len(quotes):
+        of_line = np.diff(np.searchsorted(quotes, ends), prepend=0)
+        # With one too many, those of a line are characters as others are.
+        quotes = quotes[np.repeat(of_line % 2 == 0, of_line)]
+        first, behind = np.searchsorted(commas, quotes).reshape(-1, 2).T
+        number = behind - first
+        inside = np.arange(number.sum()) + np.repeat(behind - np.cumsum(number), number)
+        commas, hidden = np.delete(commas, inside), commas[inside]
+    before = np.searchsorted(commas, ends)
+    fields = np.diff(before, prepend=0) + 1
+    if most is not None and (fields > most).any():
+        of_line = np.arange(len(commas)) - np.repeat(before - fields + 1, fields - 1)
+        hidden = np.concatenate([hidden, commas[of_line >= most - 1]])
+        fields = np.minimum(fields, most)
+    return fields, hidden
+
+
+def _cells(text: bytes, columns: int, types: Mapping[int, type[pl.DataType]]) -> pl.DataFrame:
+    """Some of so many columns, null for empty cells. Raises ComputeError where one is not of its type."""
+    schema = {str(at): types.get(at, pl.String) for at in range(columns)}
+    if not text:
+        return pl.DataFrame(schema={str(at): one for at, one in types.items()})
+    return pl.read_csv(text, has_header=False, schema=schema, columns=list(types), quote_char=None)
+
+
+def _type(name: str) -> type[pl.DataType]:
+    return pl.String if name in _TEXT else pl.Float64 if name in _TIMES else pl.Int64
+
+
+def _value(name: str, cell: pl.Expr) -> pl.Expr:
+    """Cells of a column as its values: null for what is none, of text never."""
+    if name in _TEXT:
+        value = cell.fill_null("")
+    elif name in _TIMES:
+        value = cell.cast(_type(name), strict=False)
+        # Nobody samples faster than that; times that are all but equal would make slopes without end.
+        value = pl.when(value >= 0, value < MAX_TIME).then(value.round(3))
+    else:
+        value = cell.cast(_type(name), strict=False)
+        value = pl.when(value >= 0, value < MAX_COUNT).then(value)
+    return value.alias(name)
+
+
+def _values(cells: pl.DataFrame) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
+    """Cells, null for empty ones, as values; and which rows are sound: no value is missing that is needed or there."""
+    missing = {name: pl.col(f"value {name}").is_null() for name in cells.columns}
+    wrong = [one if name in _NEEDED else one & pl.col(name).is_not_null() for name, one in missing.items()]
+    # At once: what polars costs for each call is as much as for thousands of rows.
+    values = (
+        cells.lazy()
+        .with_columns(_value(name, pl.col(name)).name.prefix("value ") for name in cells.columns)
+        .select(pl.any_horizontal(wrong).not_().alias("sound"), pl.col("^value .*$"))
+        .collect()
+    )
+    sound = values.drop_in_place("sound").to_numpy()
+    values.columns = cells.columns
+    return values, sound
+
+
+def _text(cell: str) -> str:
+    """What a cell says, without its quotes."""
+    cell = cell.replace(HIDDEN, ",").strip()
+    if len(cell) > 1 and cell[0] == cell[-1] == '"':
+        cell = cell[1:-1].replace('""', '"')
+    return printable(cell)
+
+
+def _texts(cells: pl.Series) -> list[str]:
+    """What cells say, many of which are the same."""
+    listed = cells.to_list()
+    said = {cell: _text(cell) for cell in set(listed)}
+    return [said[cell] for cell in listed]
+
+
+# ---- columns to what is held of a host ----
+
+
+def _grouped(
+    rows: pl.LazyFrame, by: Sequence[str], columns: Sequence[str]
+) -> tuple[pl.DataFrame, NDArray[np.intp], list[Floats]]:
+    """Rows by the values of some columns: each combination of those once; of each row which it has; other columns."""
+    groups = rows.group_by(by).agg(pl.col(columns).cast(pl.Float64), pl.len().alias("rows")).collect()
+    of = np.repeat(np.arange(len(groups)), groups["rows"].to_numpy())
+    return groups.select(by), of, [column.to_numpy() for column in groups.select(pl.col(columns).explode())]
+
+
+def _take_samples(rows: pl.DataFrame, samples: Samples) -> None:
+    # A process that is ending, or has, holds nothing.
+    size = pl.col("rss_kb") + pl.col("swap_kb").fill_null(0)
+    present = rows.lazy().with_columns(size.alias("size")).filter(pl.col("size") > 0)
+    who, of, columns = _grouped(present, Seen._fields, ["timestamp", "size", "tasks"])
+    seen = [_texts(who[name]) if name in _TEXT else who[name].to_list() for name in Seen._fields]
+    samples.add(list(map(Seen, *seen)), of, *columns)
+
+
+def _take_figures(rows: pl.DataFrame, figures: Figures) -> None:
+    units, of, columns = _grouped(rows.lazy(), ["unit"], FIGURES)
+    figures.add(_texts(units["unit"]), of, np.column_stack(columns))
+
+
+# ---- files ----
+
+
+@dataclass
+class _LeftOut:
+    """The lines of one file that are left out; of the first of them number and reason."""
+
+    count: int = 0
+    named: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, count: int, named: Iterable[tuple[int, str]]) -> None:
+        self.count += count
+        self.named = sorted([*self.named, *named])[:NAMED]
+
+    def __str__(self) -> str:
+        named = "; ".join(f"line {number}: {reason}" for number, reason in self.named)
+        return f"{self.count} line{'s were' if self.count > 1 else ' was'} left out, first {named}"
+
+
+def _parts(file: Iterable[Block]) -> Iterator[tuple[_Header | None, list[Block]]]:
+    """The lines of a file by the header that they are below, None where none was known: those of a block together.
+
+    A script may write its header each time that it runs. A host that lies may write another one for each line.
+    """
+    header = None
+    for number, content in file:
+        text = content if content.isascii() else content.decode(errors="replace").encode()
+        if number == 1:
+            first = text[: text.index(b"\n") + 1]
+            header = None if _header(first) else _headless(first)
+        parts: dict[_Header | None, list[Block]] = {}
+        begin, line = 0, number
+        for start, end, following in _headers(text):
+            if begin < start:
+                parts.setdefault(header, []).append(Block(line, text[begin:start]))
+            line += text.count(b"\n", begin, end)
+            header, begin = following if following in parts or len(parts) < MOST_HEADERS else None, end
+        if begin < len(text):
+            parts.setdefault(header, []).append(Block(line, text[begin:]))
+        yield from parts.items()
+
+
+def _read_csv(file: Iterable[Block], left_out: _LeftOut) -> Iterator[tuple[type, pl.DataFrame]]:
+    """The sound lines of a file in columns, with their kind: Sample or CgroupSample."""
+    for header, part in _parts(file):
+        if header is None:
+            again = any(reason == _NO_HEADER for _, reason in left_out.named)
+            left_out.add(sum(text.count(b"\n") for _, text in part), [] if again else [(part[0].number, _NO_HEADER)])
+        elif header.kind is not None:
+            table = _table(b"".join(text for _, text in part), header.kind, header.columns)
+            left_out.add(table.left_out, ((_line(part, before), reason) for before, reason in table.named))
+            yield header.kind, table.rows
+
+
+def _line(part: Iterable[Block], before: int) -> int:
+    """The number of the line that has so many before it."""
+    for number, text in part:
+        lines = text.count(b"\n")
+        if before < lines:
+            return number + before
+        before -= lines
+    raise IndexError(before)
+
+
+def _read_traces(file: Iterable[Block], left_out: _LeftOut, records: Records) -> None:
+    for first, text in file:
+        for number, line in enumerate(text.decode(errors="replace").split("\n")[:-1], first):
+            try:
+                record = json.loads(line)
+                if len(line) > MAX_LINE_BYTES or not _sound(record):
+                    raise ValueError("no trace record")
+            except json.JSONDecodeError as error:
+                # Its own message counts lines, too.
+                left_out.add(1, [(number, f"no JSON: {error.msg}")])
+            except (ValueError, RecursionError) as error:
+                left_out.add(1, [(number, str(error))])
+            else:
+                records.add(record["time"], line)
 
 
 def _sound(record: Any) -> bool:
@@ -204,66 +370,55 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MAX_COUNT < value < MAX_COUNT
 
 
-def read_trace(path: Path) -> Iterator[Trace]:
-    """The records of a file of JSON lines. Raises InputError at the first bad line."""
-    lines = _Lines()
-    try:
-        with _open(path) as stream:
-            for line in lines.of(stream):
-                record = json.loads(line)
-                if not _sound(record):
-                    raise ValueError("no trace record")
-                yield record
-    except json.JSONDecodeError as error:
-        # Its own message counts lines, too.
-        raise InputError(f"{path}, line {lines.number}: no JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}, line {lines.number}: {error}") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-
-
-@dataclass
-class HostData:
-    """All that is known of one host. problems say which files were left out, or from which line on."""
-
-    host: str
-    samples: list[Sample] = field(default_factory=list)
-    cgroups: list[CgroupSample] = field(default_factory=list)
-    traces: list[Trace] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-
 def files_of(root: Path) -> list[Path]:
-    """The files below a directory that may hold samples or records, sorted; root itself where it is a file."""
-    if root.is_file():
+    """The files below a directory that may hold samples or records, sorted; root itself where it is none.
+
+    Among them are those that logrotate has numbered or dated.
+    """
+    if root == STDIN or root.is_file() or root.is_fifo():
         return [root]
-    return sorted(
-        path for path in root.rglob("*") if path.name.endswith((".csv", ".csv.gz", ".jsonl")) and path.is_file()
-    )
+    return sorted(path for path in root.rglob("*") if _NAME.search(path.name) and path.is_file())
 
 
-def read_host(host: str, root: Path, strict: bool) -> HostData:
-    """Read a directory or a file as one host's. strict: raise InputError, instead of noting it as a problem."""
-    data = HostData(host)
-    rows = 0
-    # Their names hold their time: where there is too much, the newest count.
-    for path in reversed(files_of(root)):
+def _blocks(paths: Iterable[Path]) -> Iterator[tuple[Path, Block | InputError]]:
+    """What the files hold, and what kept one from being read to its end."""
+    for path in paths:
         try:
-            for row in read_trace(path) if path.suffix == ".jsonl" else read_csv(path):
-                rows += 1
-                if rows > MAX_ROWS:
-                    raise InputError(f"{path}: more than {MAX_ROWS} rows of one host; the older ones are left out")
-                if isinstance(row, Sample):
-                    data.samples.append(row)
-                elif isinstance(row, CgroupSample):
-                    data.cgroups.append(row)
-                else:
-                    data.traces.append(row)
+            for block in blocks(path):
+                yield path, block
         except InputError as error:
-            if strict:
-                raise
-            data.problems.append(printable(error, MAX_PROBLEM))
-        if rows > MAX_ROWS:
-            break
+            yield path, error
+
+
+def _tables(paths: Iterable[Path], records: Records, problems: list[str]) -> Iterator[tuple[type, pl.DataFrame]]:
+    """Samples and figures of all files, in columns; trace records and what could not be read go where it says."""
+
+    def sound(found: Iterable[tuple[Path, Block | InputError]]) -> Iterator[Block]:
+        for _, one in found:
+            if isinstance(one, Block):
+                yield one
+            else:
+                problems.append(printable(one, MAX_PROBLEM))
+
+    for path, found in groupby(ahead(_blocks(paths)), key=lambda one: one[0]):
+        file, left_out = sound(found), _LeftOut()
+        if ".jsonl" in path.suffixes:
+            _read_traces(file, left_out, records)
+        else:
+            yield from _read_csv(file, left_out)
+        if left_out.count:
+            problems.append(printable(f"{name_of(path)}: {left_out}", MAX_PROBLEM))
+
+
+def read_host(host: str, root: Path) -> HostData:
+    """Reads a directory, a file or standard input as one host's. What could not be read of it is in its problems."""
+    data, records = HostData(host), Records()
+    for kind, rows in ahead(_tables(files_of(root), records, data.problems)):
+        if kind is Sample:
+            _take_samples(rows, data.samples)
+        else:
+            _take_figures(rows, data.cgroups)
+    data.settle()
+    data.problems += records.settle()
+    data.traces = records.by_time()
     return data

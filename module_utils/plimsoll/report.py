@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from .detect import Verdict
+from .detect import Pattern, Verdict
 from .diagnose import Culprit, short
 from .findings import Finding, Findings, leaking
 from .formats import printable
@@ -19,6 +20,10 @@ from .series import Floats
 # The package runs from a checkout (pip install --editable): templates have one home there.
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates" / "report"
 
+# Columns of the table; a name is not cut to less than this.
+WIDTH, NAME = 100, 8
+# Blocks of a sparkline, and the part of the largest value that they have to cover at least.
+SPARKS, SPARK_RANGE, BLOCKS = 12, 0.2, "▁▂▃▄▅▆▇█"
 CHART_WIDTH, CHART_HEIGHT, CHART_LEFT, CHART_BOTTOM = 720, 220, 64, 26
 # Over the whole width; a process that lived shorter has fewer. More points than pixels tell nothing more.
 CHART_POINTS = 300
@@ -44,15 +49,64 @@ def growth(one: Finding) -> str:
     values = one["growth_kb_per_hour"], one["growth_low"], one["growth_high"]
     largest = max(map(abs, values))
     unit, scale = ("GiB", 1 << 20) if largest >= 1 << 20 else ("MiB", 1 << 10)
-    rate, low, high = (f"{value / scale + 0:.2f}".replace("-0.00", "0.00") for value in values)
+    rate, low, high = (f"{value / scale + 0:.3g}" if abs(value) >= scale / 100 else "0" for value in values)
     return f"{rate} {unit}/h ({low} to {high})"
 
 
 def left(one: Finding) -> str:
-    """The time left to MemoryMax."""
-    if one["hours_to_memory_max"] is not None:
-        return f"{span(one['hours_to_memory_max'])} to {size(one['memory_max_kb'] or 0)}"
-    return "recycled in time" if one["pattern"] == "recycled" else "-"
+    """The time left to MemoryMax, or to MemoryHigh where that is all that is known."""
+    for hours in (one["hours_to_memory_max"], one["hours_to_memory_high"]):
+        if hours is not None:
+            return span(hours)
+    return "recycled" if one["pattern"] == "recycled" else "-"
+
+
+def forecast(one: Finding) -> list[str]:
+    """When the limits are met, a sentence each."""
+    said = []
+    for name, hours, earliest, latest, limit in (
+        (
+            "MemoryHigh",
+            one["hours_to_memory_high"],
+            one["hours_to_memory_high_earliest"],
+            one["hours_to_memory_high_latest"],
+            one["memory_high_kb"],
+        ),
+        (
+            "MemoryMax",
+            one["hours_to_memory_max"],
+            one["hours_to_memory_max_earliest"],
+            one["hours_to_memory_max_latest"],
+            one["memory_max_kb"],
+        ),
+    ):
+        if hours == 0:
+            said.append(f"{name} of {size(limit or 0)} is reached")
+        elif hours is not None and earliest is not None:
+            until = "never" if latest is None else span(latest)
+            said.append(f"{name} of {size(limit or 0)} in {span(hours)} ({span(earliest)} to {until})")
+    return said
+
+
+def sparkline(verdict: Verdict, parts: int = SPARKS) -> str:
+    """What all processes of a worker held together, from its first sample to its last one."""
+    generations = verdict.worker.generations
+    start = min(float(one.times[0]) for one in generations)
+    end = max(float(one.times[-1]) for one in generations)
+    total = np.zeros(parts)
+    for one in generations:
+        part = np.minimum(((one.times - start) / ((end - start) or 1.0) * parts).astype(int), parts - 1)
+        floor = np.full(parts, np.inf)
+        np.minimum.at(floor, part, one.sizes)
+        total += np.where(np.isfinite(floor), floor, 0.0)
+    seen = total[total > 0]
+    if not len(seen):
+        return ""
+    # What varies by little is to look so.
+    most = float(seen.max())
+    least = min(float(seen.min()), (1 - SPARK_RANGE) * most)
+    heights = np.clip((total - least) / ((most - least) or 1.0) * (len(BLOCKS) - 1), 0, len(BLOCKS) - 1)
+    return "".join(BLOCKS[round(height)] if size else " " for height, size in zip(heights, total))
 
 
 def blame(one: Culprit) -> str:
@@ -68,20 +122,32 @@ def _percent(share: float | None) -> str:
     return "?" if share is None else f"{100 * share:.0f} %"
 
 
-def text(document: Findings) -> str:
-    """The table for a terminal, the workers that leak first, each followed by its culprits."""
-    rows = [("HOST", "WORKER", "PATTERN", "GROWTH (95 % interval)", "LEFT TO MemoryMax")]
+def text(document: Findings, verdicts: Sequence[Verdict]) -> str:
+    """The table for a terminal of WIDTH columns, the most urgent worker first, those that leak with what is known."""
+    rows = [("HOST", "WORKER", "PATTERN", "GROWTH (95 % interval)", "LEFT", "MEMORY")]
     notes: list[list[str]] = [[]]
-    for one in document["workers"]:
-        rows.append(
-            (one["host"], one["unit"], ("LEAK " if one["leaking"] else "") + one["pattern"], growth(one), left(one))
-        )
-        notes.append([blame(each) for each in one["culprits"]] + (one["evidence"] if one["leaking"] else []))
+    for one, verdict in zip(document["workers"], verdicts):
+        pattern = ("LEAK " if one["leaking"] else "") + one["pattern"]
+        unit = one["unit"].removesuffix(".service")
+        rows.append((one["host"], unit, pattern, growth(one), left(one), sparkline(verdict)))
+        said = [*forecast(one), *map(blame, one["culprits"]), *one["evidence"]] if one["leaking"] else []
+        notes.append(said if one["pattern"] != "insufficient_data" else one["evidence"])
     widths = [max(len(printable(row[column])) for row in rows) for column in range(len(rows[0]))]
+    # What does not fit is cut from the longer of the two names.
+    while sum(widths) + 2 * (len(widths) - 1) > WIDTH and max(widths[:2]) > NAME:
+        widths[widths.index(max(widths[:2]))] -= 1
     lines = []
     for row, said in zip(rows, notes):
-        lines.append("  ".join(printable(cell).ljust(width) for cell, width in zip(row, widths)).rstrip())
-        lines += [f"    - {note}" for note in said]
+        cells = (printable(cell, width).ljust(width) for cell, width in zip(row, widths))
+        lines.append("  ".join(cells).rstrip())
+        for note in said:
+            lines += textwrap.wrap(
+                printable(note, 1000),
+                WIDTH,
+                initial_indent="    - ",
+                subsequent_indent="      ",
+                break_on_hyphens=False,
+            )
     missing = [one for one in document["hosts"] if not one["collected"]]
     lines += ["", summary(document)]
     lines += [f"not collected: {one['host']}: {printable(one['reason'], 300)}" for one in missing]
@@ -106,7 +172,7 @@ def html(document: Findings, verdicts: Sequence[Verdict]) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        size=size, span=span, growth=growth, left=left, blame=blame, short=short, printable=printable
+        size=size, span=span, growth=growth, left=left, forecast=forecast, blame=blame, short=short, printable=printable
     )
     charts = [chart(verdict) for verdict in verdicts]
     template = environment.get_template("report.html.j2")
@@ -136,14 +202,16 @@ def chart(verdict: Verdict) -> dict[str, Any]:
         at = np.unique(np.linspace(0, len(times) - 1, min(len(times), max(2, int(most)))).astype(int))
         return " ".join(f"{x(float(times[i]))},{y(float(sizes[i]))}" for i in at)
 
+    grown = {id(life.generation) for life in verdict.lives if life.pattern.leaking}
+    alone = {id(life.generation) for life in verdict.lives}
     lines = [
         {
             "name": f"{one.role or 'process'} {one.pid}",
-            "grows": life.pattern.leaking,
+            # Of those that were recycled too fast to be judged alone, all grew.
+            "grows": id(one) in grown or (verdict.pattern is Pattern.RECYCLED and id(one) not in alone),
             "points": points(one.times, one.sizes),
         }
-        for life in verdict.lives
-        for one in [life.generation]
+        for one in worker.generations
     ]
     marks = [("MemoryHigh", limits.high_kb), ("MemoryMax", limits.max_kb)]
     return {

@@ -6,22 +6,22 @@ child that Celery replaced and a main process that systemd restarted begin a new
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .formats import CgroupSample, HostData, Sample
-
-Floats = NDArray[np.float64]
+from .samples import Floats as Floats
+from .samples import HostData, Process, Rows
 
 
 @dataclass(frozen=True)
 class Generation:
     """One process. times in Unix seconds, ascending, each once; sizes in KiB of rss + swap.
 
-    tasks is how many it had finished by then, NaN where that is not known.
+    tasks is how many it had finished by then, NaN where that is not known. samples is how many were taken of it: of a
+    long series only floors are here.
     """
 
     pid: int
@@ -30,6 +30,7 @@ class Generation:
     times: Floats
     sizes: Floats
     tasks: Floats
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Worker:
-    """unit is the name of the unit, or the command line where samples name no unit."""
+    """unit is the name of the unit; where samples name none, the name of Celery's node, or the command line."""
 
     host: str
     unit: str
@@ -60,7 +61,7 @@ class Worker:
 
     @property
     def samples(self) -> int:
-        return sum(len(one.times) for one in self.generations)
+        return sum(one.samples for one in self.generations)
 
     @property
     def span_hours(self) -> float:
@@ -71,83 +72,104 @@ class Worker:
 
 # The median of so many last figures is where a cgroup stands: one of them may be a task's spike.
 LAST_FIGURES = 5
+# Without a start time, a pid that came again shows by its size alone; in a container each start gives the same pids. It
+# is another process where its size falls to less than this share
+FALL = 0.5
+# after it was not seen for so many of its usual intervals,
+PAUSE = 5.0
+# or after so many samples that were all so high, which is longer than most tasks hold memory, and falls to where it
+# began, but for a factor: a process that gives memory back still has what it imported.
+HELD, BEGAN = 12, 1.2
 
 
 def workers_of(data: HostData) -> list[Worker]:
     """The workers of one host, by unit."""
-    processes: dict[tuple[str, int, float | None], list[Sample]] = {}
-    for one in data.samples:
-        # Without the start time, another command is all that tells a pid which came again.
-        who = one.unit or (one.command if one.start_time is None else "")
-        processes.setdefault((who, one.pid, one.start_time), []).append(one)
     units: dict[str, list[Generation]] = {}
-    for rows in _joined(processes):
-        newest = max(rows, key=lambda row: row.timestamp)
-        units.setdefault(newest.unit or newest.command, []).append(_generation(rows))
-    cgroups: dict[str, list[CgroupSample]] = {}
-    for figure in data.cgroups:
-        cgroups.setdefault(figure.unit, []).append(figure)
+    for process, rows in _joined(data.samples.lives()):
+        units.setdefault(process.worker, []).extend(_generations(process, rows))
+    limits = {unit: _limits(figures) for unit, figures in data.cgroups.by_unit(units).items()}
     return [
-        Worker(data.host, unit, tuple(sorted(lives, key=lambda one: one.times[0])), _limits(cgroups.get(unit, [])))
+        Worker(data.host, unit, tuple(sorted(lives, key=_order)), limits.get(unit, Limits()))
         for unit, lives in sorted(units.items())
     ]
 
 
-def _joined(processes: Mapping[tuple[str, int, float | None], list[Sample]]) -> list[list[Sample]]:
+def _order(one: Generation) -> tuple[float, int, float]:
+    return float(one.times[0]), one.pid, one.start_time or 0.0
+
+
+def _joined(lives: Iterable[tuple[Process, Rows]]) -> Iterator[tuple[Process, Rows]]:
     """The samples of each process, where a clock that was set gave one of them several start times.
 
     Whoever had the pid later started after the last sample of who had it before; who did not is the same one.
     """
-    joined: dict[tuple[str, int], list[list[Sample]]] = {}
-    # Files are read newest first.
-    spans = {
-        key: (min(row.timestamp for row in rows), max(row.timestamp for row in rows)) for key, rows in processes.items()
-    }
-    ends: dict[tuple[str, int], float] = {}
-    for key, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
-        who, pid, started = key
-        end = ends.get((who, pid), 0.0)
-        lives = joined.setdefault((who, pid), [])
-        if lives and started is not None and started <= end < first:
-            lives[-1] += processes[key]
-        else:
-            lives.append(list(processes[key]))
-        ends[who, pid] = last
-    return [rows for lives in joined.values() for rows in lives]
+    pids: dict[tuple[str, int], list[tuple[Process, Rows]]] = {}
+    for process, rows in lives:
+        pids.setdefault((process.who, process.pid), []).append((process, rows))
+    for found in pids.values():
+        found.sort(key=lambda one: (one[1].times[0], one[1].times[-1], one[0].start_time or 0.0))
+        same: list[tuple[Process, Rows]] = []
+        for process, rows in found:
+            began, end = process.start_time, same[-1][1].times[-1] if same else 0.0
+            if same and (began is None or not began <= end < rows.times[0]):
+                yield _one(same)
+                same = []
+            same.append((process, rows))
+        yield _one(same)
 
 
-def _generation(rows: Sequence[Sample]) -> Generation:
-    # One at a time: a segment may be there twice, gzipped and not yet removed.
-    rows = sorted({row.timestamp: row for row in rows}.values(), key=lambda row: row.timestamp)
-    return Generation(
-        pid=rows[0].pid,
-        start_time=rows[0].start_time,
-        role=rows[-1].role,
-        times=np.array([row.timestamp for row in rows]),
-        sizes=np.array([row.rss_kb + (row.swap_kb or 0) for row in rows], dtype=float),
-        tasks=np.array([np.nan if row.tasks is None else row.tasks for row in rows], dtype=float),
-    )
+def _one(same: Sequence[tuple[Process, Rows]]) -> tuple[Process, Rows]:
+    """One process of its parts: it began as the first one says, and is what the last one says."""
+    if len(same) == 1:
+        return same[0]
+    columns = zip(*(rows for _, rows in same))
+    return same[-1][0]._replace(start_time=same[0][0].start_time), Rows(*map(np.concatenate, columns))
 
 
-def _limits(rows: Iterable[CgroupSample]) -> Limits:
-    rows = sorted(rows, key=lambda row: row.timestamp)
-    if not rows:
-        return Limits()
-    measured = [row for row in rows if row.memory_current_kb is not None]
-    levels = np.array([float(row.memory_current_kb or 0) for row in measured])
+def _generations(process: Process, rows: Rows) -> Iterator[Generation]:
+    begins = _begins(rows.times, rows.sizes) if process.start_time is None else []
+    for start, end in pairwise([0, *begins, len(rows.times)]):
+        _, times, sizes, tasks, counts = rows.at(slice(start, end))
+        yield Generation(process.pid, process.start_time, process.role, times, sizes, tasks, int(counts.sum()))
+
+
+def _begins(times: Floats, sizes: Floats) -> list[int]:
+    """Where, behind its first sample, a pid became another process's."""
+    falls = np.flatnonzero(sizes[1:] < FALL * sizes[:-1]) + 1
+    if not len(falls):
+        return []
+    begins, start = [], 0
+    longest = PAUSE * float(np.median(np.diff(times)))
+    for at in falls.tolist():
+        paused = times[at] - times[at - 1] > longest
+        held = at - start >= HELD and sizes[at] < FALL * sizes[at - HELD : at].min()
+        if paused or (held and sizes[at] <= BEGAN * sizes[start : start + HELD].min()):
+            begins.append(at)
+            start = at
+    return begins
+
+
+def _limits(figures: Mapping[str, Floats]) -> Limits:
+    measured = ~np.isnan(figures["memory_current_kb"])
+    levels = figures["memory_current_kb"][measured]
     return Limits(
-        high_kb=rows[-1].memory_high_kb,
-        max_kb=rows[-1].memory_max_kb,
-        level_kb=float(np.median(levels[-LAST_FIGURES:])) if measured else None,
-        events_high=_total([row.events_high for row in rows]),
-        oom_kills=_total([row.oom_kill for row in rows]),
-        restarts=_total([row.n_restarts for row in rows]),
-        times=np.array([row.timestamp for row in measured]),
+        high_kb=_last(figures["memory_high_kb"]),
+        max_kb=_last(figures["memory_max_kb"]),
+        level_kb=float(np.median(levels[-LAST_FIGURES:])) if len(levels) else None,
+        events_high=_total(figures["events_high"]),
+        oom_kills=_total(figures["oom_kill"]),
+        restarts=_total(figures["n_restarts"]),
+        times=figures["timestamp"][measured],
         levels=levels,
     )
 
 
-def _total(counts: Sequence[int | None]) -> int:
+def _last(values: Floats) -> int | None:
+    return None if np.isnan(values[-1]) else int(values[-1])
+
+
+def _total(counts: Floats) -> int:
     """How often something happened while it was watched: a counter that fell has begun anew."""
-    known = [count for count in counts if count is not None]
-    return sum(max(0, b - a) if b >= a else b for a, b in zip(known, known[1:]))
+    known = counts[~np.isnan(counts)]
+    added = np.diff(known)
+    return int(np.where(added >= 0, added, known[1:]).sum())

@@ -1,8 +1,8 @@
 """Simulated workers with labels: the part of the labelled set that the detection was tuned on.
 
-A worker is a list of processes, each with a size that is put together of parts: what it is after its imports, what warms
-up, what follows the load, what a task takes for its time, noise, and in a leak what grows. What it is judged by beside
-this, and was not tuned on, is in heldout.py and recorded/.
+A worker is a list of processes, each with a size that is put together of parts: what it is after its imports, what
+warms up, what follows the load, what a task takes for its time, noise, and in a leak what grows. What it is judged by
+beside this, and was not tuned on, is in heldout.py and recorded/.
 """
 
 from __future__ import annotations
@@ -270,7 +270,9 @@ def nightly_restart(rng: Rng) -> Any:
         for _ in range(of.slots):
             one = process(
                 rng, of,
-                lambda t, c, s=day: rate * (t - s) / HOUR + warm(of, t, s, 0.1 * of.level, 0.3) + swing / 2 * of.load(t),
+                lambda t, c, s=day: (
+                    rate * (t - s) / HOUR + warm(of, t, s, 0.1 * of.level, 0.3) + swing / 2 * of.load(t)
+                ),
                 start=day, end=day + DAY - 20,
             )  # fmt: skip
             if one.times[0] < one.times[-1] - 10 * of.interval:

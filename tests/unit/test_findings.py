@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from plimsoll.findings import findings, leaking
 from plimsoll.formats import MAX_COUNT, CgroupSample, HostData, Sample
@@ -12,11 +14,8 @@ from plimsoll.store import Host
 
 T0 = 1_763_942_400
 GATE, SALES = "celery-worker@gate.service", "celery-worker@sales.service"
-WORKER_KEYS = (
-    "host,unit,leaking,pattern,growth_kb_per_hour,growth_low,growth_high,growth_kb_per_1000_tasks,generations,samples,"
-    "span_hours,level_kb,memory_high_kb,memory_max_kb,hours_to_memory_high,hours_to_memory_max,leak_class,culprits,"
-    "evidence,remedy"
-)
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "findings.schema.json").read_text())
+WORKER_KEYS = ",".join(SCHEMA["$defs"]["worker"]["properties"])
 
 
 def up(host: str, reason: str = "") -> Host:
@@ -47,8 +46,10 @@ def records(unit: str) -> list[dict[str, Any]]:
 
 
 def made(*read: tuple[Host, HostData | None]) -> dict[str, Any]:
-    """The document as a reader gets it."""
-    return json.loads(json.dumps(findings(read, T0)[0], allow_nan=False))
+    """The document as a reader gets it; every one of these tests holds it to the schema that is documented."""
+    document = json.loads(json.dumps(findings(read, T0)[0], allow_nan=False))
+    jsonschema.validate(document, SCHEMA)
+    return document
 
 
 def test_the_document_has_the_keys_that_are_documented() -> None:
@@ -61,16 +62,18 @@ def test_the_document_has_the_keys_that_are_documented() -> None:
     assert (one["host"], one["unit"], one["leaking"], one["pattern"]) == ("w-1", GATE, True, "growing")
     assert one["growth_kb_per_hour"] == pytest.approx(2000, rel=0.01)
     assert one["growth_low"] <= one["growth_kb_per_hour"] <= one["growth_high"]
-    assert one["growth_kb_per_1000_tasks"] == pytest.approx(50_000, rel=0.01)
+    assert one["growth_kb_per_1000_tasks"] == pytest.approx(50_000, rel=0.02)
     assert (one["generations"], one["samples"], one["span_hours"]) == (1, 120, 29.75)
     assert (one["level_kb"], one["memory_high_kb"], one["memory_max_kb"]) == (200_000, 300_000, 400_000)
-    assert one["hours_to_memory_high"] == pytest.approx(50, rel=0.01)
-    assert one["hours_to_memory_max"] == pytest.approx(100, rel=0.01)
+    assert one["hours_to_memory_high"] == pytest.approx(50, rel=0.02)
+    assert one["hours_to_memory_high_earliest"] < one["hours_to_memory_high"] < one["hours_to_memory_high_latest"]
+    assert 0.99 < one["confidence"] < 1
+    assert one["hours_to_memory_max"] == pytest.approx(100, rel=0.02)
     assert (one["leak_class"], one["remedy"]) == ("python_objects", None)
     (culprit,) = one["culprits"]
     assert ",".join(culprit) == "task,task_share,file,line,function,growth_kb,share,windows"
     assert (culprit["task"], culprit["line"]) == ("shop.scan", 9)
-    assert one["evidence"] == ["1 of 1 processes grew by more than 4 MiB, and went on to the end"]
+    assert one["evidence"] == ["1 of 1 processes that were judged grew, and went on to the end"]
     assert document["hosts"] == [
         {"host": "w-1", "collected": True, "reason": ""},
         {"host": "w-2", "collected": False, "reason": "unreachable"},
@@ -79,7 +82,7 @@ def test_the_document_has_the_keys_that_are_documented() -> None:
 
 def test_a_worker_that_does_not_leak_has_no_culprit_and_no_time_left() -> None:
     (one,) = made((up("w-1"), HostData("w-1", samples(GATE, 0), figures(GATE, 1, 2), records(GATE))))["workers"]
-    assert (one["leaking"], one["pattern"]) == (False, "plateau")
+    assert (one["leaking"], one["pattern"], one["confidence"]) == (False, "plateau", None)
     assert (one["culprits"], one["leak_class"], one["evidence"]) == ([], "unknown", [])
     assert one["hours_to_memory_high"] is one["hours_to_memory_max"] is None
     assert (one["memory_high_kb"], one["memory_max_kb"]) == (1, 2)

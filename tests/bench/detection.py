@@ -1,0 +1,226 @@
+"""How well leaks are told, beside what people use: `python -m tests.bench.detection [--seeds N] [--years N]`.
+
+1. Precision and recall on each labelled set, of plimsoll and, on the same series, of an OLS slope over the last day,
+   of Mann and Kendall's test, and of Prometheus's predict_linear over the last hour, four hours ahead; what plimsoll
+   misses by name; how often the 95 % interval of the growth holds the truth.
+2. Lead time: of steady leaks that grow by 5 % of MemoryMax in so many hours, when they are called.
+3. False calls: of healthy workers that run for months and are judged every day by the last fortnight, how many.
+
+It takes about a quarter of an hour on two cores. docs/detection.md has the figures of the last run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+from plimsoll.detect import judge, worth
+from plimsoll.series import Floats, Generation, Limits, Worker
+
+from tests.labelled.sets import NAMES, Labelled, labelled
+from tests.labelled.simulated import DAY, HOUR, T0, daily, wander
+
+MOST_PAIRS = 500
+# What a worker is like: parts of its level, hours, times a day.
+Character = dict[str, Any]
+
+
+def ols(worker: Worker) -> bool:
+    """A slope over the last day of a process, beyond doubt by its own standard error, and enough to matter."""
+
+    def grows(one: Generation) -> bool:
+        late = one.times >= one.times[-1] - DAY
+        x, y = one.times[late] - one.times[-1], one.sizes[late]
+        if len(x) < 12:
+            return False
+        slope, level = np.polyfit(x, y, 1)
+        error = np.sqrt(np.sum((y - level - slope * x) ** 2) / (len(x) - 2) / np.sum((x - x.mean()) ** 2))
+        return bool(slope > 2 * error and slope * np.ptp(x) >= worth(float(y[0])))
+
+    return any(map(grows, worker.generations))
+
+
+def mann_kendall(worker: Worker) -> bool:
+    """Mann and Kendall's test at 5 %, over the whole life of a process, and enough growth to matter."""
+
+    def grows(one: Generation) -> bool:
+        at = np.unique(np.linspace(0, len(one.sizes) - 1, MOST_PAIRS).astype(int))
+        y, n = one.sizes[at], len(at)
+        if n < 12:
+            return False
+        s = float(np.sum(np.sign(y[None, :] - y[:, None])[np.triu_indices(n, 1)]))
+        gained = float(np.median(y[-n // 10 :]) - np.median(y[: n // 10 + 1]))
+        return s > 1.96 * (n * (n - 1) * (2 * n + 5) / 18) ** 0.5 and gained >= worth(float(y[0]))
+
+    return any(map(grows, worker.generations))
+
+
+def predict_linear(worker: Worker) -> bool:
+    """predict_linear(memory[1h], 4 * 3600) above MemoryMax, of all processes that live; half as much again without."""
+    last = max(float(one.times[-1]) for one in worker.generations)
+    living = [one for one in worker.generations if last - one.times[-1] <= 600 and len(one.times) > 3]
+    level = sum(float(one.sizes[-1]) for one in living)
+    ahead = 0.0
+    for one in living:
+        late = one.times >= last - HOUR
+        if late.sum() < 3 or np.ptp(one.times[late]) <= 0:
+            return False
+        slope, now = np.polyfit(one.times[late] - last, one.sizes[late], 1)
+        ahead += now + 4 * HOUR * slope
+    return ahead > (worker.limits.max_kb or 1.5 * level)
+
+
+METHODS: dict[str, Callable[[Worker], bool]] = {
+    "OLS slope, last 24 h": ols,
+    "Mann-Kendall": mann_kendall,
+    "predict_linear 1 h, 4 h ahead": predict_linear,
+}
+
+
+def judged(one: Labelled) -> dict[str, Any]:
+    verdicts = [judge(worker) for worker in one.workers]
+    leaks = [verdict for verdict in verdicts if verdict.pattern.leaking]
+    rate = max(leaks, key=lambda each: each.rate.slope).rate if leaks else None
+    known = one.kb_per_hour is not None and rate is not None
+    return {
+        "one": (one.kind, one.name, one.leaking),
+        "plimsoll": bool(leaks),
+        **{name: any(map(method, one.workers)) for name, method in METHODS.items()},
+        "held": known and rate.low <= one.kb_per_hour <= rate.high if known else None,  # type: ignore[union-attr]
+        "follows": (one.follows, leaks[0].follows) if leaks and one.follows else None,
+    }
+
+
+def compare(pool: ProcessPoolExecutor, seeds: Sequence[int]) -> None:
+    for name in NAMES:
+        rows = list(pool.map(judged, labelled(name, seeds), chunksize=8))
+        print(f"\n{name}: {len(rows)} workers of {len({row['one'][0] for row in rows})} kinds")
+        for method in ("plimsoll", *METHODS):
+            right = sum(row[method] and row["one"][2] for row in rows)
+            called, leaks = sum(row[method] for row in rows), sum(row["one"][2] for row in rows)
+            print(f"  {method:30s} precision {right / max(1, called):.3f}  recall {right / leaks:.3f}")
+        held = [row["held"] for row in rows if row["held"] is not None]
+        follows = Counter(
+            "right" if row["follows"][0] == row["follows"][1] else "wrong" if row["follows"][1] else "not told"
+            for row in rows
+            if row["follows"]
+        )
+        print(f"  the interval holds the true growth of {sum(held)} of {len(held)}; what it follows: {dict(follows)}")
+        wrong = [
+            ("missed " if row["one"][2] else "called ") + row["one"][1]
+            for row in rows
+            if row["plimsoll"] != row["one"][2]
+        ]
+        print(f"  wrong: {', '.join(wrong) or 'none'}")
+
+
+# ---- a worker that runs ----
+
+
+def life(
+    rng: np.random.Generator, start: float, hours: float, level: float, of: Character, interval: float
+) -> tuple[Floats, Floats]:
+    """A process that warms up, follows the day, wanders, collects its garbage, meets large tasks and bursts."""
+    times = np.arange(start, start + hours * HOUR, interval)
+    age = (times - start) / HOUR
+    sizes = level * (1 + of["warm"] * (1 - np.exp(-age / of["warm_hours"])) + of["swing"] / 2 * of["load"](times))
+    sizes = sizes + wander(rng, times, of["noise"] * level, of["forgets"])
+    sizes = sizes + np.abs(rng.normal(0, of["noise"] * level * 0.3, len(times)))
+    sizes = sizes + of["saw"] * level * ((age / of["period"] + rng.uniform()) % 1)
+    large = int(rng.poisson(of["large_a_day"] * hours / 24))
+    at, most = np.sort(rng.uniform(0, hours, large)), np.maximum.accumulate(rng.uniform(0, of["largest"], large))
+    sizes = sizes + level * np.concatenate([[0.0], most])[np.searchsorted(at, age)]
+    for _ in range(int(rng.poisson(of["bursts_a_day"] * hours / 24))):
+        begin = rng.uniform(0, hours)
+        sizes = sizes + ((age >= begin) & (age < begin + rng.uniform(0.1, 2))) * rng.exponential(0.3) * level
+    return times, np.round(sizes / 4) * 4
+
+
+def character(rng: np.random.Generator, rough: bool) -> Character:
+    """Of a worker. rough: all at once that is healthy and looks like growth for a while."""
+    return {
+        "warm": rng.uniform(0, 0.5),
+        "warm_hours": float(np.exp(rng.uniform(np.log(0.1), np.log(12 if rough else 1)))),
+        "swing": rng.uniform(0, 0.4) if rng.random() < 0.6 else 0.0,
+        "load": daily(rng, weekend=float(rng.choice([1, 0.5]))),
+        "noise": rng.uniform(0.002, 0.02),
+        "forgets": float(np.exp(rng.uniform(np.log(0.2), np.log(8 if rough else 1)))),
+        "saw": rng.uniform(0.03, 0.3) if rough and rng.random() < 0.4 else 0.0,
+        "period": float(np.exp(rng.uniform(np.log(0.5), np.log(12)))),
+        "large_a_day": rng.uniform(0, 1.5) if rough else 0.0,
+        "largest": rng.uniform(0, 0.3),
+        "bursts_a_day": rng.uniform(0, 3) if rough else rng.uniform(0, 0.5),
+    }
+
+
+def process(start: float, times: Floats, sizes: Floats) -> Generation:
+    return Generation(7, start, "main", times, sizes, np.full(len(times), np.nan), len(times))
+
+
+def months(asked: tuple[int, bool]) -> tuple[int, int]:
+    """Days on which a healthy worker was called in half a year, and how often that began."""
+    seed, rough = asked
+    rng = np.random.default_rng([seed, rough, 77])
+    of, level = character(rng, rough), float(np.exp(rng.uniform(np.log(60), np.log(1500)))) * 1024
+    between = float(np.exp(rng.uniform(np.log(2), np.log(60))))
+    lives, start, end = [], T0, T0 + 182 * DAY
+    while start < end:
+        hours = min(rng.exponential(between) * 24 + 3, (end - start) / HOUR)
+        lives.append((start, *life(rng, start, hours, level * rng.uniform(0.97, 1.03), of, 600.0)))
+        start += hours * HOUR + 30
+    called = []
+    for now in np.arange(T0 + DAY, end, DAY):
+        seen = [(born, (t < now) & (t > now - 14 * DAY), t, y) for born, t, y in lives]
+        found = tuple(process(born, t[part], y[part]) for born, part, t, y in seen if part.sum() > 1)
+        called.append(judge(Worker("h", "u", found, Limits())).pattern.leaking if found else False)
+    return sum(called), sum(b and not a for a, b in zip([False, *called], called))
+
+
+GROWN_IN = (1, 3, 6, 12, 24, 48, 96)
+
+
+def lead(asked: tuple[int, float]) -> float | None:
+    """When a leak that grows by 5 % of MemoryMax in so many hours is called, as a part of the time that it may take."""
+    seed, hours = asked
+    rng = np.random.default_rng([seed, int(hours), 78])
+    of, level = character(rng, False), float(np.exp(rng.uniform(np.log(60), np.log(800)))) * 1024
+    of["swing"] = 0.0
+    most = level * rng.uniform(1.6, 3)
+    times, sizes = life(rng, T0, 3 * hours + 30, level, of, 60.0 if hours < 24 else 300.0)
+    sizes = sizes + 0.05 * most / hours * (times - T0) / HOUR
+    for part in np.concatenate([np.arange(0.3, 1.01, 0.1), np.arange(1.2, 3, 0.2)]):
+        seen = times < T0 + part * max(6.0, hours) * HOUR + 1
+        if judge(Worker("h", "u", (process(T0, times[seen], sizes[seen]),), Limits())).pattern.leaking:
+            return float(part)
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=6, help="of each simulated kind: 6")
+    parser.add_argument("--years", type=int, default=8, help="of healthy running of each character: 8")
+    given = parser.parse_args()
+    with ProcessPoolExecutor() as pool:
+        compare(pool, range(200, 200 + given.seeds))
+        print("\nlead time of steady leaks, as a part of what it may be (to 5 % of MemoryMax, or 6 h):")
+        for hours in GROWN_IN:
+            found = list(pool.map(lead, [(seed, hours) for seed in range(4 * given.seeds)]))
+            parts = sorted(float("inf") if part is None else part for part in found)
+            quarter = [parts[int(share * (len(parts) - 1))] for share in (0.5, 0.9, 1.0)]
+            in_time = sum(part <= 1.0001 for part in parts)
+            told = f"median {quarter[0]:.1f}, 90 % {quarter[1]:.1f}, last {quarter[2]:.1f}"
+            print(f"  5 % in {hours:2d} h: {in_time} of {len(parts)} in time; {told}")
+        print("\nfalse calls of healthy workers, a worker and year, judged daily by the last 14 days:")
+        for rough in (False, True):
+            days, begun = zip(*pool.map(months, [(seed, rough) for seed in range(2 * given.years)]))
+            name = "rough" if rough else "plain"
+            began, with_one = sum(begun) / given.years, sum(days) / given.years
+            print(f"  {name}: {began:.2f} calls that began, {with_one:.2f} days with one")
+
+
+if __name__ == "__main__":
+    main()
