@@ -23,11 +23,11 @@ DONE, BAD_INPUT, LEAKS = 0, 2, 3
 MOST_NOTES = 5
 
 
-def read(paths: Sequence[Path]) -> Iterator[tuple[Host, HostData | None]]:
+def read(paths: Sequence[Path], loud: bool = True) -> Iterator[tuple[Host, HostData | None]]:
     """What is at each path: a store of collect.yml, directories of several hosts, one host's directory or file, or `-`.
 
-    What cannot be read is noted with its host and, but for a store, on standard error. Raises InputError before
-    anything is read where a path is not there, and in the end where there was no store and not one sample.
+    What cannot be read is noted with its host and, where loud and but for a store, on standard error. Raises InputError
+    before anything is read where a path is not there, and in the end where there was no store and not one sample.
     """
     for path in paths:
         if path != STDIN and not path.exists():
@@ -41,6 +41,8 @@ def read(paths: Sequence[Path]) -> Iterator[tuple[Host, HostData | None]]:
                 yield host, read_host(host["host"], path / host["host"]) if host["collected"] else None
             continue
         for root in _roots(path):
+            if sys.stderr.isatty():
+                print(f"plimsoll: reading and judging {name_of(root)}", file=sys.stderr)
             data = read_host(_name(root), root)
             judged = judged or bool(data.samples)
             files += len(files_of(root))
@@ -49,7 +51,8 @@ def read(paths: Sequence[Path]) -> Iterator[tuple[Host, HostData | None]]:
     if not judged:
         why = notes[0] if notes else "the sampler writes them to /var/log/plimsoll/samples"
         raise InputError(f"{', '.join(map(name_of, paths))}: no samples in {files} file{'s' * (files != 1)}; {why}")
-    for note in notes[:MOST_NOTES] + [f"and {len(notes) - MOST_NOTES} more"] * (len(notes) > MOST_NOTES):
+    more = [f"and {len(notes) - MOST_NOTES} more"] * (len(notes) > MOST_NOTES)
+    for note in (notes[:MOST_NOTES] + more) * loud:
         print(f"plimsoll: note: {note}", file=sys.stderr)
 
 
@@ -68,7 +71,8 @@ def _name(root: Path) -> str:
 
 
 def analyse(given: argparse.Namespace) -> int:
-    document, verdicts = findings(read(given.paths), time.time())
+    # The table has the notes in it.
+    document, verdicts = findings(read(given.paths, given.format != "text"), time.time())
     page = report.html(document, verdicts) if given.format == "html" or given.out else ""
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)

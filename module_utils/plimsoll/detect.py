@@ -83,6 +83,8 @@ CURED_LIVES = 2.0
 OUTLIVES = 1.25
 # Difference of BIC between growth by the clock and by tasks that tells them apart ("strong" to Kass and Raftery).
 TOLD_APART = 6.0
+# Correlation of time and finished tasks above which they tell the same.
+ONE_AXIS = 0.999
 # One axis explains the growth of lives better where it scatters so much less.
 FOLLOWS = 0.75
 # The present level is the median of so many last figures, and has been within the bounds of so many.
@@ -195,7 +197,9 @@ def judge_generation(one: Generation) -> Life:
     if counted and float(np.ptp(sizes[at])) >= worth(chosen.first):
         follows = _follows(hours[at], tasks[at], sizes[at], chosen.correlation)
         busy = slice(*_busy(tasks))
-        by_task = _by_task(hours[busy], tasks[busy], sizes[busy], clock[busy])
+        # Where tasks go with the clock, both axes are one.
+        same = float(np.corrcoef(hours[at], tasks[at])[0, 1]) >= ONE_AXIS
+        by_task = None if same else _by_task(hours[busy], tasks[busy], sizes[busy], clock[busy])
         if by_task is not None and by_task.odds > chosen.odds:
             # By the hour of all that was seen, as the warm-up may have fallen on a quiet time.
             every = np.maximum.accumulate(np.nan_to_num(one.tasks))
@@ -481,6 +485,7 @@ def judge(worker: Worker) -> Verdict:
         asked = _with_their_kind(growing, lives) or [one for one in lives if one.judged]
         rate, odds = _sum([one.rate for one in asked]), max((one.odds for one in asked), default=0.0)
         per_task, follows = _mean([one.per_task for one in asked]), _vote([one.follows for one in asked])
+    rate = _widened(rate, LIVES_ERROR if pattern is Pattern.RECYCLED else MODEL_ERROR)
     # Recycling gives the memory back, so that no time is left to tell, unless it is the limit that recycles.
     ends = pattern is Pattern.GROWING or (pattern is Pattern.RECYCLED and _meets_limit(worker))
     level = _level(worker, living)
@@ -488,7 +493,7 @@ def judge(worker: Worker) -> Verdict:
         worker=worker,
         pattern=pattern,
         confidence=min(1 / (1 + exp(-max(odds, SURE) / 2)), MOST_CONFIDENT) if pattern.leaking else None,
-        rate=_widened(rate, LIVES_ERROR if pattern is Pattern.RECYCLED else MODEL_ERROR),
+        rate=rate,
         kb_per_1000_tasks=None if per_task is None else 1000 * per_task,
         follows=follows if pattern.leaking else None,
         hours_to_high=_until(worker.limits.high_kb, level, rate) if ends else None,
@@ -607,14 +612,19 @@ def _with_their_kind(growing: Sequence[Life], lives: Sequence[Life]) -> list[Lif
 
 
 def _is_news(one: Generation, healthy: Sequence[Generation]) -> bool:
-    """Whether a process grew by more than any that came before it ever did within as long a time."""
+    """Whether a process grew by more than any healthy one before it ever did within as long a time, and holds more."""
     age = float(one.times[-1] - one.times[0])
-    before = [
-        _gained(other, age)
-        for other in healthy
-        if other.role == one.role and OUTLIVES * float(other.times[-1] - other.times[0]) >= age
-    ]
-    return not before or _gained(one, age) > max(before) + worth(float(one.sizes[0]))
+    kind = [other for other in healthy if other.role == one.role]
+    before = [other for other in kind if OUTLIVES * float(other.times[-1] - other.times[0]) >= age]
+    if not before:
+        return True
+    least = worth(float(one.sizes[0]))
+    tenth = max(1, len(one.sizes) // 10)
+    held = max(
+        float(growth.without_bursts(other.sizes[growth.floors(other.times, other.sizes)]).max()) for other in kind
+    )
+    outgrown = _gained(one, age) > max(_gained(other, age) for other in before) + least
+    return outgrown and float(np.median(one.sizes[-tenth:])) > held + least
 
 
 def _gained(one: Generation, age: float) -> float:
@@ -633,7 +643,7 @@ def _recycled(
     asked = [one for one in past if one.judged is not None]
     grew = [one for one in asked if one.pattern is Pattern.GROWING]
     if shared is not None and shared.grows:
-        # One that has lived twice as long as those before it; one of them may be the main process, which is another kind.
+        # One that has lived twice as long as those before it; the main process may be among them, of another kind.
         kind = [one for one in together if one.times[-1] - one.times[0] >= 3600 * CURED_LIVES * shared.hours]
         alive = [judge_generation(one) for one in kind]
         pace, votes = shared.growth.slope / shared.hours, len(together) / 2

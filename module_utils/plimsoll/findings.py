@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime, timezone
 from typing import TypedDict
 
 from .detect import Pattern, Verdict, judge
 from .diagnose import Culprit, culprits, leak_class
 from .formats import HostData, Trace
-from .series import workers_of
+from .series import Worker, workers_of
 from .store import Host
 
 SCHEMA = 1
+# Processes, at about 15 ms each, that take longer to judge than others take to start.
+WORTH_A_POOL = 200
 
 
 class Finding(TypedDict):
@@ -70,8 +73,7 @@ def findings(read: Iterable[tuple[Host, HostData | None]], now: float) -> tuple[
             hosts.append(host)
             continue
         hosts.append({**host, "reason": _reason(host, data)})
-        for worker in workers_of(data):
-            verdict = judge(worker)
+        for worker, verdict in _judged(workers_of(data)):
             found.append((_finding(verdict, [one for one in data.traces if one.get("unit") == worker.unit]), verdict))
     found.sort(key=lambda one: _urgency(one[0]))
     document: Findings = {
@@ -81,6 +83,14 @@ def findings(read: Iterable[tuple[Host, HostData | None]], now: float) -> tuple[
         "hosts": hosts,
     }
     return document, [verdict for _, verdict in found]
+
+
+def _judged(workers: Sequence[Worker]) -> Iterable[tuple[Worker, Verdict]]:
+    """Each with its verdict; in several processes where there are many to judge."""
+    if sum(len(one.generations) for one in workers) < WORTH_A_POOL:
+        return [(one, judge(one)) for one in workers]
+    with ProcessPoolExecutor() as pool:
+        return list(zip(workers, pool.map(judge, workers)))
 
 
 def _reason(host: Host, data: HostData) -> str:

@@ -150,7 +150,9 @@ def test_a_line_that_makes_no_sense_is_noted_and_the_rest_is_judged(write: Any, 
 def test_many_notes_are_counted(write: Any, tmp_path: Path, capsys: Any) -> None:
     for name in range(9):
         write(f"logs/{name}.csv", csv(0) + "oops\n")
-    code, _, err = run(capsys, "analyse", tmp_path / "logs")
+    code, out, err = run(capsys, "analyse", tmp_path / "logs")
+    assert (code, err) == (0, "") and "note: logs: " in out
+    code, _, err = run(capsys, "analyse", tmp_path / "logs", "--format", "json")
     assert code == 0 and err.count("1 line was left out") == cli.MOST_NOTES == 5
     assert err.endswith("\nplimsoll: note: and 4 more\n") and err.count("\n") == 6
 
