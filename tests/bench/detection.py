@@ -161,8 +161,18 @@ def process(start: float, times: Floats, sizes: Floats) -> Generation:
     return Generation(7, start, "main", times, sizes, np.full(len(times), np.nan), len(times))
 
 
-def months(asked: tuple[int, bool]) -> tuple[int, int]:
-    """Days on which a healthy worker was called in half a year, and how often that began."""
+# Odds, as twice their logarithm, from which a leak is called: the first are those of detect.SURE.
+ODDS = (12, 14, 16, 18)
+
+
+def odds(worker: Worker) -> float:
+    """Of a call, at least those that it takes; else below all."""
+    sure = judge(worker).confidence
+    return -1.0 if sure is None else max(12.0, 2 * float(np.log(sure / (1 - sure))))
+
+
+def months(asked: tuple[int, bool]) -> list[int]:
+    """How often it began in half a year that a healthy worker was called, for each of ODDS."""
     seed, rough = asked
     rng = np.random.default_rng([seed, rough, 77])
     of, level = character(rng, rough), float(np.exp(rng.uniform(np.log(60), np.log(1500)))) * 1024
@@ -172,19 +182,22 @@ def months(asked: tuple[int, bool]) -> tuple[int, int]:
         hours = min(rng.exponential(between) * 24 + 3, (end - start) / HOUR)
         lives.append((start, *life(rng, start, hours, level * rng.uniform(0.97, 1.03), of, 600.0)))
         start += hours * HOUR + 30
-    called = []
+    told = []
     for now in np.arange(T0 + DAY, end, DAY):
         seen = [(born, (t < now) & (t > now - 14 * DAY), t, y) for born, t, y in lives]
         found = tuple(process(born, t[part], y[part]) for born, part, t, y in seen if part.sum() > 1)
-        called.append(judge(Worker("h", "u", found, Limits())).pattern.leaking if found else False)
-    return sum(called), sum(b and not a for a, b in zip([False, *called], called))
+        told.append(odds(Worker("h", "u", found, Limits())) if found else -1.0)
+    return [sum(b >= least > a for a, b in zip([-1.0, *told], told)) for least in ODDS]
 
 
 GROWN_IN = (1, 3, 6, 12, 24, 48, 96)
 
 
-def lead(asked: tuple[int, float]) -> float | None:
-    """When a leak that grows by 5 % of MemoryMax in so many hours is called, as a part of the time that it may take."""
+def lead(asked: tuple[int, float]) -> list[float]:
+    """When a leak that grows by 5 % of MemoryMax in so many hours is called, as a part of the time that it may take.
+
+    For each of ODDS; infinite where it never was in three times as long.
+    """
     seed, hours = asked
     rng = np.random.default_rng([seed, int(hours), 78])
     of, level = character(rng, False), float(np.exp(rng.uniform(np.log(60), np.log(800)))) * 1024
@@ -192,34 +205,36 @@ def lead(asked: tuple[int, float]) -> float | None:
     most = level * rng.uniform(1.6, 3)
     times, sizes = life(rng, T0, 3 * hours + 30, level, of, 60.0 if hours < 24 else 300.0)
     sizes = sizes + 0.05 * most / hours * (times - T0) / HOUR
+    first = dict.fromkeys(ODDS, float("inf"))
     for part in np.concatenate([np.arange(0.3, 1.01, 0.1), np.arange(1.2, 3, 0.2)]):
         seen = times < T0 + part * max(6.0, hours) * HOUR + 1
-        if judge(Worker("h", "u", (process(T0, times[seen], sizes[seen]),), Limits())).pattern.leaking:
-            return float(part)
-    return None
+        told = odds(Worker("h", "u", (process(T0, times[seen], sizes[seen]),), Limits()))
+        first = {least: min(was, float(part)) if told >= least else was for least, was in first.items()}
+        if max(first.values()) < float("inf"):
+            break
+    return list(first.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, default=6, help="of each simulated kind: 6")
     parser.add_argument("--years", type=int, default=8, help="of healthy running of each character: 8")
+    parser.add_argument("--no-sets", action="store_true", help="lead time and false calls alone")
     given = parser.parse_args()
     with ProcessPoolExecutor() as pool:
-        compare(pool, range(200, 200 + given.seeds))
-        print("\nlead time of steady leaks, as a part of what it may be (to 5 % of MemoryMax, or 6 h):")
+        if not given.no_sets:
+            compare(pool, range(200, 200 + given.seeds))
+        print(f"\nlead time of steady leaks, as a part of what it may be, and how many are in time for odds of {ODDS}:")
         for hours in GROWN_IN:
             found = list(pool.map(lead, [(seed, hours) for seed in range(4 * given.seeds)]))
-            parts = sorted(float("inf") if part is None else part for part in found)
-            quarter = [parts[int(share * (len(parts) - 1))] for share in (0.5, 0.9, 1.0)]
-            in_time = sum(part <= 1.0001 for part in parts)
-            told = f"median {quarter[0]:.1f}, 90 % {quarter[1]:.1f}, last {quarter[2]:.1f}"
-            print(f"  5 % in {hours:2d} h: {in_time} of {len(parts)} in time; {told}")
-        print("\nfalse calls of healthy workers, a worker and year, judged daily by the last 14 days:")
+            parts = sorted(each[0] for each in found)
+            in_time = [sum(each[at] <= 1.0001 for each in found) for at in range(len(ODDS))]
+            middle, slow = parts[len(parts) // 2], parts[-1]
+            print(f"  5 % in {hours:2d} h: {in_time} of {len(parts)} in time; median {middle:.1f}, slowest {slow:.1f}")
+        print(f"\nfalse calls of healthy workers, a worker and year, judged daily by 14 days, for odds of {ODDS}:")
         for rough in (False, True):
-            days, begun = zip(*pool.map(months, [(seed, rough) for seed in range(2 * given.years)]))
-            name = "rough" if rough else "plain"
-            began, with_one = sum(begun) / given.years, sum(days) / given.years
-            print(f"  {name}: {began:.2f} calls that began, {with_one:.2f} days with one")
+            begun = np.sum(list(pool.map(months, [(seed, rough) for seed in range(2 * given.years)])), axis=0)
+            print(f"  {'rough' if rough else 'plain'}: {', '.join(f'{each / given.years:.2f}' for each in begun)}")
 
 
 if __name__ == "__main__":
