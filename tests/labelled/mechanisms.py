@@ -1,12 +1,12 @@
-"""Memory series of simulated Celery workers with labels: the held-back part of the labelled set.
+"""Memory series of simulated Celery workers with labels, out of mechanisms.
 
-It shares no code with the detector nor with the rest of the set, and is not for tuning: a figure measured on it is
-worth something only as long as nobody fits the detector to it. The series come out of mechanisms rather than out of
-formulas for curves: tasks arrive by a load curve, allocate, hold and free; the heap keeps part of its high-water mark;
-caches have bounds; children and workers are replaced. The labels are what the mechanism did, not what the series
-looks like, but each kind is dimensioned so that a careful person who sees the whole series can tell: a leak grows by
-5 % of its limit or level at least, for six hours at least, for three days under a daily swing; what fills up in a
-healthy worker has been full for the last 40 % of the series.
+It shares no code with the detector nor with the rest of the set. It was written to be held back; what of its seeds 0 to
+7 was missed then led to changes of the detector, and heldout.py took its place. The series come out of mechanisms
+rather than out of formulas for curves: tasks arrive by a load curve, allocate, hold and free; the heap keeps part of
+its high-water mark; caches have bounds; children and workers are replaced. The labels are what the mechanism did, not
+what the series looks like, but each kind is dimensioned so that a careful person who sees the whole series can tell: a
+leak grows by 5 % of its limit or level at least, for six hours at least, for three days under a daily swing; what fills
+up in a healthy worker has been full for the last 40 % of the series.
 
     python -m tests.labelled.mechanisms DIR [--seeds N]
 
