@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from plimsoll.detect import FEWEST_FLOORS, Forecast, Pattern, Verdict, judge, judge_generation
+from plimsoll.detect import FEWEST_FLOORS, Forecast, Pattern, Verdict, cohorts, judge, judge_generation
 from plimsoll.growth import Trend
 from plimsoll.series import Floats, Generation, Limits, Worker
 
@@ -610,3 +610,41 @@ def numbers(verdict: Verdict) -> list[float]:
         if forecast is not None:
             maybe += [forecast.hours, forecast.earliest, forecast.latest]
     return found + [value for value in maybe if value is not None]
+
+
+# ---- what is put together ----
+
+
+def test_processes_that_began_and_ended_together_are_summed_and_others_are_not() -> None:
+    h = clock(3)
+    main, busy = process(h, 50_000 + 0 * h, pid=1, role="main"), process(h, 60_000 + 5000 * h, pid=2)
+    recycled = process(clock(1.2), np.full(72, 90_000.0), pid=3)
+    one, both = cohorts([main, recycled, busy])
+    assert one is recycled
+    assert list(both.sizes) == pytest.approx(list(main.sizes + busy.sizes))
+
+
+def test_a_leak_in_one_process_shows_in_each_life_of_a_worker_that_is_killed() -> None:
+    """Nine of ten processes are level, and a plain script tells no roles."""
+
+    def simulate(rng: Any) -> Worker:
+        lives = []
+        for start in range(0, 30, 5):
+            lives += [child(rng, wanders(300, 0.5), 4.9, start, counted=False, role="") for _ in range(9)]
+            lives.append(child(rng, lambda rng, h, tasks: 60_000 + 30_000 * h, 4.9, start, counted=False, role=""))
+        return worker(*lives)
+
+    assert patterns(simulate) == {Pattern.RECYCLED}
+
+
+def test_a_mornings_load_after_a_deployment_is_no_news() -> None:
+    """What came before rose as high as the load did, every day."""
+    rng = np.random.default_rng(0)
+    days = clock(96, 300)
+    before = process(days, 150_000 + 40_000 * np.sin(2 * np.pi * days / 24) + noise(rng, len(days)), pid=1)
+    h = clock(7, 300)
+    rising = process(h, 112_000 + 10_000 * h + noise(rng, len(h)), pid=2, start=97)
+    assert judge(worker(rising)).pattern is Pattern.GROWING
+    assert not judge(worker(before, rising)).pattern.leaking
+    beyond = process(h, 112_000 + 25_000 * h + noise(rng, len(h)), pid=2, start=97)
+    assert judge(worker(before, beyond)).pattern is Pattern.GROWING
