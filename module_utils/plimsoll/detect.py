@@ -52,8 +52,6 @@ FEWEST_PARTS, MOST_PARTS = 8, 48
 FEWEST_OF_LIFE, LONG_LIFE = 4, 48
 # What ended together began together too, give or take this part of its life.
 LATE_BORN = 0.2
-# Of so many last groups of processes one is asked whether it belongs to it.
-MOST_TOGETHER = 32
 # Part of a life that may have gone by before it was seen.
 MOST_UNSEEN = 0.5
 # So many in each place that have ended are judged by themselves.
@@ -183,8 +181,7 @@ def judge_generation(one: Generation) -> Life:
     at = growth.floors(hours, sizes) if len(times) >= FEWEST_FLOORS and hours[-1] > 0 else np.empty(0, int)
     if len(at) < FEWEST_FLOORS:
         return Life(one, Pattern.INSUFFICIENT_DATA, seen)
-    # A count that could not be read is as the one before.
-    tasks = np.maximum.accumulate(np.nan_to_num(one.tasks[warm]))
+    tasks = known(one.tasks[warm])
     counted = len(np.unique(tasks)) >= FEWEST_FLOORS
     # The wave goes by the hour of the day.
     clock = times / 3600
@@ -202,7 +199,7 @@ def judge_generation(one: Generation) -> Life:
         by_task = None if same else _by_task(hours[busy], tasks[busy], sizes[busy], clock[busy])
         if by_task is not None and by_task.odds > chosen.odds:
             # By the hour of all that was seen, as the warm-up may have fallen on a quiet time.
-            every = np.maximum.accumulate(np.nan_to_num(one.tasks))
+            every = known(one.tasks)
             chosen, pace = by_task, float(every[-1] - every[0]) / seen
         per_task = chosen.trend.slope * pace * float(hours[-1]) / float(tasks[-1] - tasks[0])
     rate = Trend(chosen.trend.slope * pace, chosen.trend.low * pace, chosen.trend.high * pace)
@@ -291,23 +288,42 @@ def _pattern(one: Judged, hours: float) -> Pattern:
 # ---- processes together ----
 
 
-def cohorts(generations: Sequence[Generation]) -> list[Generation]:
-    """Processes that began and ended together, as by a restart of the worker, as one: what they held is summed.
+def cohorts(generations: Sequence[Generation], every: Sequence[Generation]) -> list[Generation]:
+    """Processes that ended together with their whole worker, as by a restart or a kill, as one: their sizes are summed.
 
-    So a leak in one of them shows in each life, whichever process it is in. Ordered by their ends.
+    So a leak in any of them shows in each life of the worker. Where another of `every` process lived on, as the main
+    one does when a child is recycled, they are lives of their own. Ordered by their ends.
     """
+    starts = np.array([float(one.times[0]) for one in every])
+    ends = np.array([float(one.times[-1]) for one in every])
     groups: list[list[Generation]] = []
     for one in sorted(generations, key=lambda one: (float(one.times[-1]), float(one.times[0]))):
-        near = max(SUCCESSION_S, 3 * _interval(one))
-        for group in groups[-MOST_TOGETHER:]:
-            first = group[0]
-            together = abs(first.times[0] - one.times[0]) <= max(near, LATE_BORN * (first.times[-1] - first.times[0]))
-            if together and abs(first.times[-1] - one.times[-1]) <= near:
-                group.append(one)
-                break
+        near, end = _near(one), float(one.times[-1])
+        first = groups[-1][0] if groups else None
+        lived_on = bool(np.any((starts < end - near) & (ends > end + near)))
+        if first is not None and not lived_on and end - float(first.times[-1]) <= near and _as_old(one, first):
+            groups[-1].append(one)
         else:
             groups.append([one])
     return [group[0] if len(group) == 1 else _summed(group) for group in groups]
+
+
+def _near(one: Generation) -> float:
+    """Seconds within which ends are seen as one: by its interval, a process is not seen to its very end."""
+    return max(SUCCESSION_S, 3 * _interval(one))
+
+
+def _as_old(one: Generation, other: Generation) -> bool:
+    lived = float(other.times[-1] - other.times[0])
+    return bool(abs(other.times[0] - one.times[0]) <= max(_near(one), LATE_BORN * lived))
+
+
+def known(tasks: Floats) -> Floats:
+    """Counts of tasks: one that could not be read is as the one before, and the first ones as the first that was."""
+    read = np.isfinite(tasks)
+    if not read.any():
+        return np.zeros(len(tasks))
+    return np.asarray(np.maximum.accumulate(np.where(read, tasks, tasks[read][0])))
 
 
 def _interval(one: Generation) -> float:
@@ -321,7 +337,7 @@ def _summed(group: Sequence[Generation]) -> Generation:
     if len(times) < FEWEST_OF_LIFE:
         return longest
     sizes = sum((np.interp(times, one.times, one.sizes) for one in group), np.zeros(len(times)))
-    tasks = sum((np.interp(times, one.times, np.nan_to_num(one.tasks)) for one in group), np.zeros(len(times)))
+    tasks = sum((np.interp(times, one.times, known(one.tasks)) for one in group), np.zeros(len(times)))
     counted = any(np.any(np.isfinite(one.tasks)) for one in group)
     return replace(longest, times=times, sizes=sizes, tasks=tasks if counted else np.full(len(times), np.nan))
 
@@ -464,25 +480,31 @@ def _all_grow(lives: Sequence[Life]) -> bool:
 def judge(worker: Worker) -> Verdict:
     """The verdict on one worker."""
     last = max(float(one.times[-1]) for one in worker.generations)
-    living = [one for one in worker.generations if last - float(one.times[-1]) <= SUCCESSION_S]
-    ended = [one for one in worker.generations if last - float(one.times[-1]) > SUCCESSION_S]
+    living = [one for one in worker.generations if last - float(one.times[-1]) <= _near(one)]
+    ended = [one for one in worker.generations if last - float(one.times[-1]) > _near(one)]
     ended.sort(key=lambda one: float(one.times[-1]))
     lives = [judge_generation(one) for one in living]
     past = [judge_generation(one) for one in ended[-RECYCLES * len(living) :] if len(one.times) >= LONG_LIFE]
-    shared = _recent(cohorts(ended), worker.span_hours / DAY_HOURS)
-    recycled = _recycled(lives, past, shared, cohorts(living))
+    gone = cohorts(ended, worker.generations)
+    shared = _recent(gone, worker.span_hours / DAY_HOURS)
+    recycled = _recycled(lives, past, shared, cohorts(living, worker.generations))
     healthy = [one.generation for one in past if one.judged is not None and not _still(one.judged)]
     if shared is not None and shared.agree < AGREE:
         healthy = ended
     growing = _growing(lives, [] if recycled else healthy)
-    if recycled and not (growing and len(cohorts(ended)) < FEWEST_LIVES):
+    # What outlived all that was recycled, as a main process does, is not stopped by recycling.
+    oldest = max((float(one.times[-1] - one.times[0]) / 3600 for one in gone), default=0.0)
+    outlived = [one for one in growing if one.hours > CURED_LIVES * oldest]
+    if recycled and not outlived and not (growing and len(gone) < FEWEST_LIVES):
         pattern = Pattern.RECYCLED
     else:
         pattern = Pattern.GROWING if growing else _most_of(lives, past)
     if pattern is Pattern.RECYCLED:
         rate, per_task, follows, odds = _of_lives(shared, past, worker.generations, ended)
     else:
-        asked = _with_their_kind(growing, lives) or [one for one in lives if one.judged]
+        asked = (outlived if recycled and outlived else _with_their_kind(growing, lives)) or [
+            one for one in lives if one.judged
+        ]
         rate, odds = _sum([one.rate for one in asked]), max((one.odds for one in asked), default=0.0)
         per_task, follows = _mean([one.per_task for one in asked]), _vote([one.follows for one in asked])
     rate = _widened(rate, LIVES_ERROR if pattern is Pattern.RECYCLED else MODEL_ERROR)
@@ -679,7 +701,7 @@ def _of_lives(
 ) -> tuple[Trend, float | None, str | None, float]:
     """Rate of all that live side by side, growth a task, what it follows, and odds."""
     if shared is not None and shared.grows:
-        factor = _side_by_side(cohorts(every), cohorts(ended)) / shared.hours
+        factor = _side_by_side(cohorts(every, every), cohorts(ended, every)) / shared.hours
         rate = Trend(*(factor * each for each in (shared.growth.slope, shared.growth.low, shared.growth.high)))
         return rate, shared.growth.slope / shared.tasks if shared.tasks else None, shared.follows, shared.odds
     asked = [one for one in past if one.pattern is Pattern.GROWING] or [one for one in past if one.judged]

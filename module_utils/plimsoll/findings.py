@@ -127,9 +127,9 @@ def _finding(verdict: Verdict, traces: Iterable[Trace]) -> Finding:
         "leaking": leaking,
         "pattern": verdict.pattern.value,
         "confidence": _rounded(verdict.confidence, 4),
-        "growth_kb_per_hour": round(rate.slope, 1),
-        "growth_low": round(rate.low, 1),
-        "growth_high": round(rate.high, 1),
+        "growth_kb_per_hour": round(rate.slope, 1) + 0.0,
+        "growth_low": round(rate.low, 1) + 0.0,
+        "growth_high": round(rate.high, 1) + 0.0,
         "growth_kb_per_1000_tasks": _rounded(verdict.kb_per_1000_tasks, 1),
         "growth_follows": verdict.follows,
         "generations": len(worker.generations),
@@ -152,7 +152,7 @@ def _finding(verdict: Verdict, traces: Iterable[Trace]) -> Finding:
 
 
 def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
+    return None if value is None else round(value, digits) + 0.0
 
 
 def leaking(document: Findings) -> int:

@@ -20,6 +20,8 @@ from .series import Floats
 # The package runs from a checkout (pip install --editable): templates have one home there.
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates" / "report"
 
+# Hours beyond which a span is only long.
+YEARS = 5 * 365 * 24
 # Columns of the table; a name is not cut to less than this.
 WIDTH, NAME = 100, 8
 # Blocks of a sparkline, and the part of the largest value that they have to cover at least.
@@ -29,19 +31,26 @@ CHART_WIDTH, CHART_HEIGHT, CHART_LEFT, CHART_BOTTOM = 720, 220, 64, 26
 CHART_POINTS = 300
 
 
+def number(value: float) -> str:
+    """Three digits, as a person writes them."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def size(kib: float) -> str:
     """KiB as a person says it."""
     for unit, scale in (("GiB", 1 << 20), ("MiB", 1 << 10)):
         if abs(kib) >= scale:
-            return f"{kib / scale:.3g} {unit}"
-    return f"{kib:.3g} KiB"
+            return f"{number(kib / scale)} {unit}"
+    return f"{number(kib)} KiB"
 
 
 def span(hours: float) -> str:
     """Hours as a person says them."""
     if hours < 1:
         return f"{60 * hours:.0f} min"
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:.1f} days"
+    if hours < 48:
+        return f"{hours:.1f} h"
+    return f"{hours / 24:.1f} days" if hours < YEARS else "years"
 
 
 def growth(one: Finding) -> str:
@@ -49,7 +58,7 @@ def growth(one: Finding) -> str:
     values = one["growth_kb_per_hour"], one["growth_low"], one["growth_high"]
     largest = max(map(abs, values))
     unit, scale = ("GiB", 1 << 20) if largest >= 1 << 20 else ("MiB", 1 << 10)
-    rate, low, high = (f"{value / scale + 0:.3g}" if abs(value) >= scale / 100 else "0" for value in values)
+    rate, low, high = (number(value / scale) if abs(value) >= scale / 100 else "0" for value in values)
     return f"{rate} {unit}/h ({low} to {high})"
 
 
@@ -148,14 +157,14 @@ def text(document: Findings, verdicts: Sequence[Verdict]) -> str:
                 subsequent_indent="      ",
                 break_on_hyphens=False,
             )
-    missing = [one for one in document["hosts"] if not one["collected"]]
     lines += ["", summary(document)]
-    lines += [f"not collected: {one['host']}: {printable(one['reason'], 300)}" for one in missing]
-    lines += [
-        f"note: {one['host']}: {printable(one['reason'], 300)}"
-        for one in document["hosts"]
-        if one["collected"] and one["reason"]
+    said = [
+        f"{'note' if one['collected'] else 'not collected'}: {one['host']}: {printable(one['reason'], 300)}"
+        for one in sorted(document["hosts"], key=lambda each: each["collected"])
+        if one["reason"] or not one["collected"]
     ]
+    for note in said:
+        lines += textwrap.wrap(printable(note, 1000), WIDTH, subsequent_indent="    ", break_on_hyphens=False)
     return "\n".join(printable(line, 1000) for line in lines)
 
 

@@ -619,9 +619,29 @@ def test_processes_that_began_and_ended_together_are_summed_and_others_are_not()
     h = clock(3)
     main, busy = process(h, 50_000 + 0 * h, pid=1, role="main"), process(h, 60_000 + 5000 * h, pid=2)
     recycled = process(clock(1.2), np.full(72, 90_000.0), pid=3)
-    one, both = cohorts([main, recycled, busy])
+    one, both = cohorts([main, recycled, busy], [main, recycled, busy])
     assert one is recycled
     assert list(both.sizes) == pytest.approx(list(main.sizes + busy.sizes))
+    # Where one of the worker lives on, it was no restart of it.
+    longer = process(clock(9), np.full(540, 50_000.0), pid=4, role="main")
+    assert cohorts([main, busy], [main, busy, longer]) == [main, busy]
+
+
+def test_a_leak_of_the_main_process_is_not_hidden_by_children_that_are_recycled() -> None:
+    rng = np.random.default_rng(0)
+    h = clock(24)
+    main = process(h, 70_000 + 20_000 * h + noise(rng, len(h)), pid=1, role="main")
+    verdict = judge(worker(main, *children(rng, grows(30), 2, 24, 1), max_kb=4_000_000))
+    assert verdict.pattern is Pattern.GROWING
+    assert verdict.rate.slope == pytest.approx(20_000, rel=0.05) and verdict.hours_to_max is not None
+
+
+def test_a_count_of_tasks_that_is_known_late_is_no_burst_of_tasks() -> None:
+    h = clock(12)
+    tasks = 5e6 + 600 * h
+    tasks[:300] = np.nan
+    verdict = judge(worker(process(h, 60_000 + 10 * 600 * h, tasks)))
+    assert verdict.kb_per_1000_tasks is not None and verdict.kb_per_1000_tasks > 5000
 
 
 def test_a_leak_in_one_process_shows_in_each_life_of_a_worker_that_is_killed() -> None:
