@@ -67,9 +67,10 @@ def test_a_peak_shows_the_leaking_worker_its_task_and_its_line(fleet: Fleet) -> 
     leaks, healthy = workers["demo-2", "celery-worker@gate.service"], workers["demo-1", "celery-worker@sales.service"]
     assert leaks["leaking"] and leaks["pattern"] == "growing", ran.output
     assert not healthy["leaking"], ran.output
-    # 300 kB a ticket, 4 a second; the other half of the tasks keeps nothing.
+    # 300 kB a ticket, 4 a second for a minute; the other half of the tasks keeps nothing.
     assert 0 < leaks["growth_low"] <= leaks["growth_kb_per_hour"] <= leaks["growth_high"]
-    assert 0.5 < leaks["growth_kb_per_hour"] / (300_000 / 1024 * 4 * 3600) < 2
+    assert 0.5 < leaks["growth_kb_per_hour"] * leaks["span_hours"] / (300_000 / 1024 * 4 * 60) < 2
+    assert 0.5 < leaks["growth_kb_per_1000_tasks"] / (300_000 / 1024 * 1000 / 2) < 2
     assert 0 < leaks["hours_to_memory_max"] < 1
     line = next(at for at, text in enumerate(TASKS.read_text().splitlines(), 1) if '_seen[f"ticket' in text)
     culprit = leaks["culprits"][0]

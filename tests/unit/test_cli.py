@@ -92,7 +92,7 @@ def test_a_store_is_judged_with_what_is_missing_in_it(store: Path, capsys: Any) 
     assert "samples-2.csv: 1 line was left out, first line 2: rss_kb: 'oops'" in hosts["w-2"]["reason"]
     assert hosts["w-3"] == {"host": "w-3", "collected": False, "reason": "unreachable"}
     text = run(capsys, "analyse", store)[1]
-    assert "not collected: w-3: unreachable" in text and "note: w-2: " in text
+    assert "not collected: w-3: unreachable" in text and "note: w-2:" in text
     assert "1 of 2 workers leak, on 2 of 3 hosts" in text
 
 
