@@ -46,6 +46,7 @@ WARM_SHARE = 0.1
 SUCCESSION_S = 180.0
 # Lives of one kind that are needed for what they share, and those that are asked: older ones tell of older releases.
 FEWEST_LIVES, MOST_LIVES = 3, 240
+MOST_ENDED = 2000
 # Parts of a life.
 FEWEST_PARTS, MOST_PARTS = 8, 48
 # Samples of a life, so that each part of it is met now and then; and those of one that is judged by itself.
@@ -117,7 +118,7 @@ class Pattern(str, Enum):
 class Life:
     """One process, judged; judged is None where too little of it was seen. follows is as Verdict's.
 
-    rate in KiB an hour of the clock, per_task in KiB, level in KiB as of its end.
+    rate in KiB an hour of the clock, per_task in KiB.
     """
 
     generation: Generation
@@ -135,7 +136,8 @@ class Life:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Hours until a limit is met, with a 95 % interval; latest is None where it may never be. All 0: it is reached."""
+    """Hours until a limit is met, with a 95 % interval; latest is None where it may never be; all are 0 once it is
+    reached."""
 
     hours: float
     earliest: float
@@ -485,9 +487,10 @@ def judge(worker: Worker) -> Verdict:
     ended.sort(key=lambda one: float(one.times[-1]))
     lives = [judge_generation(one) for one in living]
     past = [judge_generation(one) for one in ended[-RECYCLES * len(living) :] if len(one.times) >= LONG_LIFE]
-    gone = cohorts(ended, worker.generations)
+    # Older ones tell of older releases, and a host that lies could name any number.
+    gone = cohorts(ended[-MOST_ENDED:], [*ended[-MOST_ENDED:], *living])
     shared = _recent(gone, worker.span_hours / DAY_HOURS)
-    recycled = _recycled(lives, past, shared, cohorts(living, worker.generations))
+    recycled = _recycled(lives, past, shared, cohorts(living, living))
     healthy = [one.generation for one in past if one.judged is not None and not _still(one.judged)]
     if shared is not None and shared.agree < AGREE:
         healthy = ended
@@ -500,7 +503,7 @@ def judge(worker: Worker) -> Verdict:
     else:
         pattern = Pattern.GROWING if growing else _most_of(lives, past)
     if pattern is Pattern.RECYCLED:
-        rate, per_task, follows, odds = _of_lives(shared, past, worker.generations, ended)
+        rate, per_task, follows, odds = _of_lives(shared, past, [*ended[-MOST_ENDED:], *living], ended[-MOST_ENDED:])
     else:
         asked = (outlived if recycled and outlived else _with_their_kind(growing, lives)) or [
             one for one in lives if one.judged
@@ -553,6 +556,8 @@ def _until(limit: int | None, level: tuple[float, float, float], rate: Trend) ->
     if limit is None or rate.slope <= 0:
         return None
     now, least, most = (max(0.0, limit - each) for each in level)
+    if now == 0:
+        return Forecast(0.0, 0.0, 0.0)
     return Forecast(
         now / rate.slope,
         min(most, now) / max(rate.high, rate.slope),

@@ -674,7 +674,7 @@ def main() -> int:
         recording = Recording(name, pool, seed, stopping)
         try:
             content, entry = recording.run()
-        except Exception as error:  # noqa: BLE001 - the others go on
+        except Exception as error:  # noqa: BLE001 - it is said, the run fails in the end, and the others go on
             print(f"{recording.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             return False
         finally:
