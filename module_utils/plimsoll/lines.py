@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
@@ -44,14 +45,18 @@ def blocks(path: Path) -> Iterator[Block]:
     """The lines of a file, but for a last one without its end: that was torn, as by a power cut.
 
     Of a line of more than MAX_LINE_BYTES so much is kept that it still is one. Raises InputError where the file cannot
-    be read to its end, after all lines up to there.
+    be read to its end, after all lines up to there, and where there is something in it and not one line.
     """
     number = 1
     trouble: list[str] = []
-    for text in _cut(_pieces(path, trouble)):
+    pieces = filter(None, _pieces(path, trouble))
+    first = next(pieces, b"")
+    for text in _cut(chain([first], pieces)):
         yield Block(number, text)
         # bytes.count() takes four times as long.
         number += int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8) == NEWLINE))
+    if first and number == 1 and not trouble:
+        trouble.append("not one whole line")
     if trouble:
         raise InputError(f"{name_of(path)}: {trouble[0]}" + (f" after line {number - 1}" if number > 1 else ""))
 

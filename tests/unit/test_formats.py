@@ -130,9 +130,7 @@ def test_a_torn_last_line_is_left_out(file: Any, torn: str) -> None:
     assert sound(file(gzip.compress(text.encode()), "samples.csv.gz")) == [Row(NOON, 41, 90000, "celery")]
 
 
-@pytest.mark.parametrize(
-    "nothing", ["", "timestamp,pid", PLAIN.strip(), PLAIN, f"{sampler.ROLLUP_COLUMNS}\nwhatever\n"]
-)
+@pytest.mark.parametrize("nothing", ["", PLAIN, f"{sampler.ROLLUP_COLUMNS}\nwhatever\n"])
 def test_an_empty_file_a_header_alone_and_a_rollup_hold_nothing(file: Any, nothing: str) -> None:
     assert sound(file(nothing)) == []
     assert sound(file(gzip.compress(nothing.encode()), "samples.csv.gz")) == []

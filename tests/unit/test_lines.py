@@ -51,7 +51,13 @@ def test_lines_come_as_they_are(tmp_path: Path, block_bytes: int, content: bytes
 def test_a_last_line_without_its_end_is_left_out(tmp_path: Path, block_bytes: int, torn: bytes) -> None:
     assert read(tmp_path / "a", TEXT + torn) == (TEXT, "")
     assert read(tmp_path / "a", gzip.compress(TEXT + torn)) == (TEXT, "")
-    assert read(tmp_path / "a", torn) == (b"", "")
+
+
+@pytest.mark.parametrize("content", [b"5", b"x" * 5000])
+def test_a_file_of_not_one_whole_line_is_named(tmp_path: Path, block_bytes: int, content: bytes) -> None:
+    assert read(tmp_path / "a", content) == (b"", "PATH: not one whole line")
+    assert read(tmp_path / "a", gzip.compress(content)) == (b"", "PATH: not one whole line")
+    assert read(tmp_path / "a", b"") == read(tmp_path / "a", gzip.compress(b"")) == (b"", "")
 
 
 def test_gzip_is_told_by_what_is_in_it_and_not_by_a_name(tmp_path: Path) -> None:
