@@ -35,7 +35,7 @@ class Case:
     kind: str
     seed: int
     leaking: bool
-    kb_per_hour: float | None  # of clock time, all processes, recycling not subtracted; None for a healthy worker
+    kb_per_hour: float | None  # as expected by the end, all processes, as sets.py has it; None for a healthy worker
     follows: str | None  # "load" or "time" where that is well defined
     files: dict[str, str]
 
@@ -120,6 +120,7 @@ class World:
         self.epoch = NEW_YEAR + float(rng.integers(5, 340)) * DAY + float(rng.integers(0, int(DAY)))
         self.solo = self.procs == 1 and rng.random() < 0.7
         self.busy = [0] if self.solo else list(range(1, self.procs + 1))
+        self.usual = 1.0  # mean load of a whole day, relative to that of the span
         shape = setting.load if setting.load != "any" else str(rng.choice(["even", "day", "even"]))
         self.load = self.draw_load(shape)
         # The pool hands work to its first children more often than to its last.
@@ -132,6 +133,7 @@ class World:
         self.floor = self.level / (len(self.busy) + (0.0 if self.solo else rng.uniform(0.6, 1.2)))
         self.processes: list[Process] = []
         self.follows: str | None = None
+        self.growth = 0.0  # KiB an hour, as expected by the end
         self.limit: float | None = None  # MemoryMax, where the kind dies of it
         self.kills: list[int] = []
         self.legs = [(0, self.n)]
@@ -150,11 +152,17 @@ class World:
         if shape == "even":
             load = np.ones(self.n)
         else:
-            zone, width = rng.uniform(0, 24), rng.uniform(1.0, 5.0)
-            morning = np.exp(width * (np.cos((hour - zone - 10) * np.pi / 12) - 1))
-            later = np.exp(2 * width * (np.cos((hour - zone - 15.5) * np.pi / 12) - 1))
-            load = morning + rng.uniform(0, 0.8) * later
-            load = load / load.max() + (rng.uniform(0, 0.04) if shape == "deep" else rng.uniform(0.05, 0.4))
+            zone, width, second = rng.uniform(0, 24), rng.uniform(1.0, 5.0), rng.uniform(0, 0.8)
+
+            def wave(hour: Array) -> Array:
+                morning = np.exp(width * (np.cos((hour - zone - 10) * np.pi / 12) - 1))
+                later = np.exp(2 * width * (np.cos((hour - zone - 15.5) * np.pi / 12) - 1))
+                return morning + second * later
+
+            load = wave(hour)
+            top, least = load.max(), rng.uniform(0, 0.04) if shape == "deep" else rng.uniform(0.05, 0.4)
+            load = load / top + least
+            self.usual = float((wave(np.arange(0, 24, 0.1)) / top + least).mean() / load.mean())
             load *= np.exp(rng.normal(0, 0.06, days.max() - days.min() + 1))[days - days.min()]
             if shape == "week":  # 1970-01-01 was a Thursday
                 load *= np.where((days + 3) % 7 >= 5, rng.uniform(0.1, 0.5), 1.0)
@@ -180,6 +188,7 @@ class World:
         """Total growth of the whole worker over the span, made to stand clear of the noise."""
         total = self.level * self.log(low, high)
         self.noise = min(self.noise, total / self.level / 8)
+        self.growth = total / self.span * HOUR
         return total
 
     def kept(self, by: str, portions: float) -> Array:
@@ -281,8 +290,7 @@ def cases(seeds: Iterable[int]) -> Iterator[Case]:
 def make(body: Body, leaking: bool, setting: Setting, seed: int) -> Case:
     world = World(body.__name__, seed, setting)
     body(world)
-    grown = sum(float(one.leak[-1] - one.leak[0]) for one in world.processes)
-    rate = round(grown / (world.span / HOUR), 1) if leaking else None
+    rate = round(world.growth, 1) if leaking else None
     return Case(body.__name__, seed, leaking, rate, world.follows, write(world))
 
 
@@ -302,12 +310,15 @@ def slow_under_day_swing(w: World) -> None:
     w.noise = min(w.noise, total / w.level / 10)
     swing = smooth(w.load, w.log(0.3, 2) * HOUR / w.dt)
     swing = (swing - swing.min()) / np.ptp(swing) * w.rng.uniform(22, 38) * MIB / len(w.busy)
-    w.leak_all(total, str(w.rng.choice(["load", "time"])), w.log(200, 3000), more=lambda a, b: swing[a:b])
+    by = str(w.rng.choice(["load", "time"]))
+    w.growth = total / w.span * HOUR * (w.usual if by == "load" else 1.0)
+    w.leak_all(total, by, w.log(200, 3000), more=lambda a, b: swing[a:b])
 
 
 def leak_by_day(w: World, by: str) -> None:
     w.follows = by
     total = w.aim(0.2, 1.5)
+    w.growth *= w.usual if by == "load" else 1.0
     swing = w.rng.uniform(0, 0.25) * total * DAY / w.span / w.load.max() / len(w.busy) * smooth(w.load, 600 / w.dt)
     w.leak_all(total, by, w.log(300, 5000), more=lambda a, b: swing[a:b])
 
@@ -326,6 +337,7 @@ def follows_time(w: World) -> None:
 def recycled_by_memory(w: World) -> None:
     w.noise = min(w.noise, 0.008)
     room = w.floor * w.rng.uniform(0.25, 1.4)
+    w.growth = len(w.busy) * room / w.life * HOUR * (0.85 + 1.0) / 2
     pace = np.cumsum(w.load) * w.dt / w.life * room
     w.recycle(pace, room, lambda a, b, age: {"leak": age + (pace[a:b] - pace[a]) * w.rng.uniform(0.85, 1.0)})
 
@@ -337,6 +349,7 @@ def recycled_by_tasks(w: World) -> None:
     # Every child counts to the same number of tasks; how much one keeps of each differs from life to life.
     size, pace = w.floor * w.log(0.15, 1.0), np.cumsum(w.load) * w.dt / w.life
     portions = w.rng.gamma(w.load * 2, w.dt / w.life / 2)
+    w.growth = len(w.busy) * size / w.life * HOUR * w.usual
     w.recycle(pace, 1.0, lambda a, b, age: {"leak": size * w.rng.normal(1, 0.08) * (age + np.cumsum(portions[a:b]))})
 
 
@@ -344,6 +357,7 @@ def recycled_by_tasks(w: World) -> None:
 def oom_restarts(w: World) -> None:
     w.noise = min(w.noise, 0.01)
     room, life = w.level * w.rng.uniform(0.4, 1.6), w.span / w.rng.uniform(3.2, 9)
+    w.growth = room / (life + 2 * w.dt) * HOUR  # it is down for two samples in the mean
     at, age = 0, w.rng.uniform(0, 0.7)
     while at < w.n - 3:
         full = at + max(4, int(life * (1 - age) * w.rng.normal(1, 0.06) / w.dt))
@@ -359,7 +373,9 @@ def oom_restarts(w: World) -> None:
 @kind(True, hours=(80, 220), messy_restart=False, load="even")
 def nightly_restart(w: World) -> None:
     w.daily_legs(w.rng.uniform(0, 24), w.rng.uniform(5, 900))
-    w.leak_all(w.aim(0.15, 0.6) * w.span / DAY, str(w.rng.choice(["load", "time"])), w.log(100, 1000) * w.span / DAY)
+    total = w.aim(0.15, 0.6) * w.span / DAY
+    w.growth = total / w.span * HOUR
+    w.leak_all(total, str(w.rng.choice(["load", "time"])), w.log(100, 1000) * w.span / DAY)
 
 
 @kind(True, procs=(2, 14), load="even")
@@ -403,8 +419,9 @@ def under_peaks(w: World) -> None:
 
 @kind(True, hours=(20, 240), load="even")
 def starts_midway(w: World) -> None:
-    begin = w.rng.uniform(0.35, 0.55)
-    w.leak_all(w.aim(0.12, 0.9), "time", w.log(100, 2000), bend=lambda s: np.maximum(s - begin, 0) / (1 - begin))
+    begin, total = w.rng.uniform(0.35, 0.55), w.aim(0.12, 0.9)
+    w.growth /= 1 - begin
+    w.leak_all(total, "time", w.log(100, 2000), bend=lambda s: np.maximum(s - begin, 0) / (1 - begin))
 
 
 @kind(True, procs=(1, 8), load="even", hours=(14, 240))
@@ -421,16 +438,20 @@ def many_slow_children(w: World) -> None:
     w.leak_all(w.aim(0.1, 0.3), "load", w.log(25, 500))
 
 
+def leak_by_power(w: World, power: float, total: float) -> None:
+    age = 1 - w.legs[-1][0] / w.n
+    w.growth *= (age**power - (age - 0.2) ** power) / 0.2  # in the last fifth, of that over the span
+    w.leak_all(total, bend=lambda s: (s - s[0]) ** power)
+
+
 @kind(True, load="even", hours=(16, 240))
 def sublinear_unbounded(w: World) -> None:
-    power = w.rng.uniform(0.6, 0.85)
-    w.leak_all(w.aim(0.35, 1.5), bend=lambda s: (s - s[0]) ** power)
+    leak_by_power(w, w.rng.uniform(0.6, 0.85), w.aim(0.35, 1.5))
 
 
 @kind(True, load="even", hours=(16, 240))
 def quickening(w: World) -> None:
-    power = w.rng.uniform(1.3, 2.2)
-    w.leak_all(w.aim(0.3, 1.5), bend=lambda s: (s - s[0]) ** power)
+    leak_by_power(w, w.rng.uniform(1.3, 2.2), w.aim(0.3, 1.5))
 
 
 @kind(True, procs=(1, 4), load="even")

@@ -52,7 +52,7 @@ class Case:
     kind: str
     seed: int
     leaking: bool
-    kb_per_hour: float | None  # what the whole worker leaked by the hour of clock time; restarts give nothing back
+    kb_per_hour: float | None  # what the whole worker is expected to leak an hour by the end, as sets.py has it
     follows: str | None  # "load" or "time", where the series can tell them apart
     files: dict[str, str]
 
@@ -151,11 +151,13 @@ class Worker:
 
         self.rows = np.arange(self.count)[:, None]
         self.doers = self.rows >= (0 if one else 1)
+        self.cycle = 0  # columns of a whole day or week of the load, if what leaks follows it
         self.load = self._load(load)
         # The pool gives tasks to its first idle child, so that some children may work more than others
         uneven = self.rng.dirichlet(np.full(self.count, self.log(2, 50))) * self.count
         self.rate = 0.0 if load == "idle" else self.log(40, 3000) * self.interval / HOUR  # a beat and process
-        self.tasks = self.rng.poisson(self.rate * uneven[:, None].clip(0.2) * self.load * self.doers)
+        self.due = self.rate * uneven[:, None].clip(0.2) * self.load * self.doers  # tasks, in the mean
+        self.tasks = self.rng.poisson(self.due)
         self.level = self.log(40, max(60, 3000 / self.count)) * MIB
         self.old = self.chance(0.5) if old is None else old
         self.noise = self.log(0.003, 0.06)
@@ -171,7 +173,7 @@ class Worker:
         self.page_cache = np.zeros(self.width)
         self.ooms = np.zeros(self.width)  # kills in the cgroup
         self.crashes: list[int] = []  # restarts by systemd
-        self.leaked = 0.0
+        self.expected = np.zeros(shape)  # what is to leak in the mean, had it always been as it is by the end
         self.quantum = PAGE  # of readings
         self.tight = False  # whether the limit is where the worker was killed
         self.fresh = 0  # where the last worker begins
@@ -213,6 +215,7 @@ class Worker:
             period = self.even(0.5, min(4, self.hours / 10))
             load *= np.where(clock % period < period * self.even(0.15, 0.6), 1.0, self.even(0.0, 0.1))
         elif shape in ("day", "week"):
+            self.cycle = self.steps(168 if shape == "week" else 24)
             peak, width = self.even(9, 20), self.even(1, 3)
             hump = np.exp(width * (np.cos((clock - peak) * np.pi / 12) - 1))
             if self.chance(0.3):
@@ -252,7 +255,9 @@ class Worker:
         most = self.count - 1
         needed = np.ceil(most * asked / np.quantile(asked, 0.98)).clip(1, most)
         self.up &= self.rows <= needed
-        self.tasks = self.rng.poisson(self.rate * self.even(0.6, 1), self.mem.shape) * self.doers
+        busy = self.rate * self.even(0.6, 1)
+        self.due = busy * self.doers
+        self.tasks = self.rng.poisson(busy, self.mem.shape) * self.doers
 
     def settle(self, keep: float | None = None) -> None:
         """What every worker has: code, imports on first need, tasks that come and go."""
@@ -342,29 +347,38 @@ class Worker:
         shape = shape or self.log(0.3, 5)
         return self.rng.gamma(np.broadcast_to(events, self.mem.shape) * shape) / shape * size
 
-    def hold(self, amounts: Array) -> None:
-        """Keep what has leaked until the process ends."""
+    def hold(self, amounts: Array, expected: Array) -> None:
+        """Keep what has leaked until the process ends; `expected` is what that is in the mean."""
         amounts = amounts * self.up
         held = since(amounts, self.start)
         grains = [size for size in (1, 64, 256, 1024, 2048) if size * 15 <= held.max()]
         held -= held % float(self.rng.choice(grains or [1]))  # arenas of the allocator, huge pages
         self.held += held
         self.mem += held
-        self.leaked += float(amounts.sum())
+        self.expected += expected * self.up
 
-    def leak(self, events: Array, share: tuple[float, float] = (0.08, 1.2), size: float | None = None) -> None:
+    def leak(
+        self, events: Array, share: tuple[float, float] = (0.08, 1.2), size: float | None = None, first: int = 0
+    ) -> None:
         """Leak with each event, so that the last worker grows by a share of the largest memory there was without.
 
-        And by more than what else moves it up and down, lest nobody can tell.
+        And by more than what else moves it up and down, lest nobody can tell. The events before `first` are spared.
         """
         events = np.broadcast_to(events, self.mem.shape) * self.up
         total = self.mem.sum(axis=0)
         low, high = np.quantile(total[self.width // 2 :], (0.25, 0.75))
         size = size or max(self.log(*share) * float(total.max()), 3 * float(high - low))
-        self.hold(self.amounts(events, size / float(events[:, self.fresh :].sum())))
+        each = size / float(events[:, max(first, self.fresh) :].sum())
+        self.hold(self.amounts(events * (np.arange(self.width) >= first), each), events * each)
+
+    def growth(self) -> float:
+        """KiB an hour that are to be expected by the end, busy and idle hours together."""
+        begin = self.width % self.cycle if self.cycle else self.fresh
+        return float(self.expected[:, begin:].sum()) / ((self.width - begin) * self.interval / HOUR)
 
     def ticks(self, rows: Array) -> Array:
         """Events of a timer: heartbeats, reconnects, a scheduler that looks what is due."""
+        self.cycle = 0
         return self.rng.poisson(self.log(0.2, 5), self.mem.shape) * rows
 
     def either(self) -> Array:
@@ -391,7 +405,7 @@ class Worker:
         if self.cgroup:
             beats = np.flatnonzero(self.seen & self.up.any(axis=0))
             self._write(files, "cgroup", CGROUP, self._cgroup_lines(beats, limit), beats)
-        rate = self.leaked / self.hours if leaking else None
+        rate = self.growth() if leaking else None
         return Case(self.kind, self.seed, leaking, rate, follows, files)
 
     def _limit(self, leaking: bool) -> float | None:
@@ -604,10 +618,11 @@ def recycled_by_memory(w: Worker) -> None:
     """--max-memory-per-child: a child that is too large after a task is replaced."""
     room = w.level * w.log(0.07, 1)
     w.noise = min(w.noise, room / w.level / 4)
-    amounts = w.amounts(w.tasks, room / (w.rate * w.steps(w.life)))
+    each = room / (w.rate * w.steps(w.life))
+    amounts = w.amounts(w.tasks, each)
     w.cuts |= crossings(amounts, lambda: room * w.rng.normal(1, 0.02), w.cuts)
     w.settle()
-    w.hold(amounts)
+    w.hold(amounts, w.due * each)
 
 
 @kind("recycled_by_tasks", leaking=True, pool="prefork", lives=(0.2, 5))
@@ -618,7 +633,7 @@ def recycled_by_tasks(w: Worker) -> None:
     room = w.level * w.log(0.07, 1)
     w.noise = min(w.noise, room / w.level / 4)
     w.settle()
-    w.hold(w.amounts(w.tasks, room / most))
+    w.hold(w.amounts(w.tasks, room / most), w.due * room / most)
 
 
 @kind("killed_and_begun_again", leaking=True, hours=(16, 240), lives=(1.5, 20), **KEPT)
@@ -626,13 +641,14 @@ def killed_and_begun_again(w: Worker) -> None:
     """The main process grows to the limit, the kernel kills it, systemd starts it again."""
     room = w.level * w.count * w.log(0.25, 1.5)
     events = w.tasks if w.count == 1 else w.ticks(w.rows == 0)
-    amounts = w.amounts(events, room / (float(events.sum()) / w.width * w.steps(w.life)))
+    each = room / (float(events.sum()) / w.width * w.steps(w.life))
+    amounts = w.amounts(events, each)
     total = amounts.sum(axis=0, keepdims=True)
     for column in np.flatnonzero(crossings(total, lambda: room * w.rng.normal(1, 0.02), w.cuts[:1])).tolist():
         w.restart(column, crash=True)
     w.tight = True
     w.settle()
-    w.hold(amounts)
+    w.hold(amounts, events * each)
 
 
 @kind("restarted_every_night", leaking=True, hours=(60, 240), **KEPT)
@@ -642,7 +658,8 @@ def restarted_every_night(w: Worker) -> None:
         w.restart(column)
     w.settle()
     events = w.either()
-    w.hold(w.amounts(events, w.log(0.15, 1.0) * float(w.mem.sum(axis=0).max()) / (events.sum() / w.hours * 24)))
+    each = w.log(0.15, 1.0) * float(w.mem.sum(axis=0).max()) / (events.sum() / w.hours * 24)
+    w.hold(w.amounts(events, each), events * each)
 
 
 @kind("main_process_grows", leaking=True, pool="prefork")
@@ -662,19 +679,19 @@ def one_child_grows(w: Worker) -> None:
 def grows_in_rare_lumps(w: Worker) -> None:
     """So many a process that none of them is the one large task of a healthy worker."""
     w.settle()
-    many = int(w.rng.integers(14, 31))
+    w.cycle, many = 0, int(w.rng.integers(14, 31))
     lumps = np.zeros(w.mem.shape)
     for row in np.flatnonzero(w.doers):
         lumps[row, w.now_and_then(many)] = 1
-    size = w.log(0.25, 1.5) * float(w.mem.sum(axis=0).max())
-    w.hold(w.amounts(lumps, size / lumps[:, w.fresh :].sum(), shape=w.even(2, 20)))
+    each = w.log(0.25, 1.5) * float(w.mem.sum(axis=0).max()) / lumps[:, w.fresh :].sum()
+    w.hold(w.amounts(lumps, each, shape=w.even(2, 20)), lumps * each)
 
 
 @kind("grows_in_episodes", leaking=True)
 def grows_in_episodes(w: Worker) -> None:
     """The broker is away now and then, and each attempt to reconnect leaves something behind."""
     w.settle()
-    tries = np.zeros(w.width)
+    w.cycle, tries = 0, np.zeros(w.width)
     for column in w.now_and_then(int(w.rng.integers(25, 60))):
         tries[column : column + w.steps(w.even(0.001, 0.006) * w.hours)] = w.log(0.5, 3)
     w.leak(w.rng.poisson(tries, w.mem.shape) * w.doers, (0.2, 1.5))
@@ -705,7 +722,7 @@ def grows_since_deployment(w: Worker) -> None:
     w.fresh = w.at(w.even(0.3, 0.55))
     w.restart(w.fresh)
     w.settle()
-    w.leak(w.either() * (np.arange(w.width) > w.fresh), (0.15, 1.5))
+    w.leak(w.either(), (0.15, 1.5), first=w.fresh + 1)
 
 
 @kind("grows_through_a_trim", leaking=True)
@@ -723,13 +740,15 @@ def grows_by_distinct_keys(w: Worker) -> None:
     done = since(w.tasks, w.start) + w.rate * w.steps(w.log(0.1, 5))
     new = (done / w.rate) ** -w.even(0.08, 0.35)
     w.leak(w.rng.poisson(w.tasks * new / new.max()), (0.2, 1.5))
+    w.expected *= new[:, w.at(0.8) :].mean(axis=1, keepdims=True) / new
 
 
 @kind("autoscaled_children_grow", leaking=True, pool="prefork", children=(3, 15), hours=(74, 200), load="day", **KEPT)
 def autoscaled_children_grow(w: Worker) -> None:
     w.autoscale()
     w.settle()
-    w.hold(w.amounts(w.tasks, w.level * w.log(0.15, 0.6) / (w.rate * w.steps(12))))
+    each = w.level * w.log(0.15, 0.6) / (w.rate * w.steps(12))
+    w.hold(w.amounts(w.tasks, each), w.due * each)
 
 
 # Healthy workers

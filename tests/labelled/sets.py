@@ -23,7 +23,15 @@ NAMES = ("simulated", "mechanisms", "recorded", "heldout")
 
 @dataclass(frozen=True)
 class Labelled:
-    """workers are what was read of it, one but for mess. kb_per_hour and follows are the truth, None where unknown."""
+    """workers are what was read of it, one but for mess. kb_per_hour and follows are the truth, None where unknown.
+
+    kb_per_hour is the expected rate of growth by the end of the series, not the mean over its span: KiB by the hour of
+    the clock, busy and idle hours of whole days together, of all processes that live side by side. Where a pool scales
+    or recycles, that is the mean number of lives side by side by the growth of one through its length; what is given
+    back when a life ends is not subtracted, and what warms up does not count. Where growth began late, it is the rate
+    since then; where it quickens or slows down, the mean of the last fifth of the span; where it comes in lumps or
+    episodes, what they come to in the mean.
+    """
 
     kind: str
     name: str

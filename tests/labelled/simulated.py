@@ -22,7 +22,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Case:
-    """kb_per_hour: true growth of all processes together, KiB an hour of clock time; None where it does not leak."""
+    """kb_per_hour: true growth by the end of all processes together, as sets.py has it; None where it does not leak."""
 
     kind: str
     seed: int
@@ -47,6 +47,11 @@ class Setting:
     @property
     def hours(self) -> float:
         return (self.end - self.start) / HOUR
+
+    def busy(self) -> float:
+        """Mean load of the last whole days, one at least, even if the span is shorter."""
+        days = max(1, int(self.hours // 24))
+        return float(np.mean(self.load(np.arange(self.end - days * DAY, self.end, 60.0))))
 
     def tasks(self, start: float, times: Floats) -> Floats:
         """Tasks of one process until then, at one a second in the mean."""
@@ -191,8 +196,7 @@ def slow_under_swing(rng: Rng) -> Any:
 def by_load(rng: Rng) -> Any:
     of = setting(rng, (72, 168), daily(rng, swing=0.98))
     rate = _growth(rng, of)
-    busy = float(np.mean(of.load(np.arange(of.start, of.end, 60.0))))
-    return _worker(rng, of, lambda _: lambda t, c: rate / HOUR * (c - c[0])), of, busy * rate * of.slots, "load"
+    return _worker(rng, of, lambda _: lambda t, c: rate / HOUR * (c - c[0])), of, of.busy() * rate * of.slots, "load"
 
 
 def by_time_under_load(rng: Rng) -> Any:
@@ -222,7 +226,7 @@ def recycled_by_memory(rng: Rng) -> Any:
     return (
         _recycled(rng, of, lambda s: lambda t, c: rate * c, of_life),
         of,
-        rate * HOUR * of.slots * float(np.mean(of.load(np.arange(of.start, of.end, 600)))),
+        rate * HOUR * of.slots * of.busy(),
         None,
     )
 
@@ -366,7 +370,7 @@ def sublinear(rng: Rng) -> Any:
     return (
         _worker(rng, of, lambda _: lambda t, c: total * (np.clip(t - of.start, 0, None) / HOUR / of.hours) ** power),
         of,
-        total / of.hours * of.slots,
+        total * (1 - 0.8**power) / 0.2 / of.hours * of.slots,
         None,
     )
 
