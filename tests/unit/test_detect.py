@@ -540,8 +540,8 @@ def test_hours_left_are_from_the_level_to_the_limit() -> None:
     assert left(verdict.hours_to_high) == pytest.approx(5, rel=0.01)
     assert left(verdict.hours_to_max) == pytest.approx(15, rel=0.01)
     # It has been as high as 290 MB, and as low as 240.
-    assert verdict.hours_to_max is not None and verdict.hours_to_max.earliest == pytest.approx(11 / 1.12, rel=0.05)
-    assert verdict.hours_to_max.latest == pytest.approx(16 / 0.88, rel=0.05)
+    assert verdict.hours_to_max is not None and verdict.hours_to_max.earliest == pytest.approx(11 / 1.22, rel=0.05)
+    assert verdict.hours_to_max.latest == pytest.approx(16 / 0.78, rel=0.05)
     over = judge(worker(one, **{**limits, "level_kb": 350_000.0}))
     assert left(over.hours_to_high) == 0 and left(over.hours_to_max) == pytest.approx(5, rel=0.01)
 
