@@ -8,7 +8,8 @@ from datetime import datetime, timezone
 from typing import TypedDict
 
 from .detect import Pattern, Verdict, judge
-from .diagnose import Culprit, culprits, leak_class
+from .diagnose import Advice, Culprit, Hold, Kind, advice, culprits, holds, leak_class
+from .diagnose import evidence as traced
 from .formats import HostData, Trace
 from .series import Worker, workers_of
 from .store import Host
@@ -48,7 +49,9 @@ class Finding(TypedDict):
     hours_to_memory_max_latest: float | None
     leak_class: str
     culprits: list[Culprit]
+    holds: list[Hold]
     evidence: list[str]
+    advice: Advice | None
     remedy: None
 
 
@@ -118,9 +121,15 @@ def _finding(verdict: Verdict, traces: Iterable[Trace]) -> Finding:
     records = list(traces)
     leaking = verdict.pattern.leaking
     blamed = culprits(records) if leaking else []
-    evidence = list(verdict.evidence)
+    kind = leak_class(records) if leaking else Kind.UNKNOWN
+    evidence = [*verdict.evidence, *(traced(records) if leaking else [])]
     if leaking and not any(one["file"] for one in blamed):
-        evidence.append("no tracing window has closed yet, so that no line is named; collect again later")
+        windows = any(one["kind"] == "growth" for one in records)
+        evidence.append(
+            "no line holds what grew"
+            if windows
+            else "no tracing window has closed yet, so that no line is named; diagnose.yml opens one"
+        )
     return {
         "host": worker.host,
         "unit": worker.unit,
@@ -144,9 +153,11 @@ def _finding(verdict: Verdict, traces: Iterable[Trace]) -> Finding:
         "hours_to_memory_max": _rounded(most.hours, 3) if most else None,
         "hours_to_memory_max_earliest": _rounded(most.earliest, 3) if most else None,
         "hours_to_memory_max_latest": _rounded(most.latest, 3) if most else None,
-        "leak_class": leak_class(records) if leaking else "unknown",
+        "leak_class": kind.value,
         "culprits": blamed,
+        "holds": holds(records) if leaking else [],
         "evidence": evidence,
+        "advice": advice(kind),
         "remedy": None,
     }
 

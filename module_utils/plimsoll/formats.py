@@ -348,21 +348,53 @@ def _read_traces(file: Iterable[Block], left_out: _LeftOut, records: Records) ->
                 records.add(record["time"], line)
 
 
+_GREW = {"count": float, "growth": float}
+# What a growth record may have besides: a type, a list of one, a dict of such names or (...) of any, or None as well.
+_SHAPES: dict[str, Any] = {
+    "sites": [{"growth_kb": float, "line": float}],
+    "tasks": {...: {}},
+    "objects": [{"type": str, **_GREW}],
+    "holders": [{"type": str, "size": float, "growth": float, "path": [str]}],
+    "chains": [[str]],
+    "caches": [{"name": str, "size": float, "growth": float, "most": (float, None)}],
+    "gc": {},
+    "fds": {**_GREW, "kinds": {...: _GREW}, "paths": [{"path": str, **_GREW}]},
+    "malloc": ({"used_growth_kb": float, "free_growth_kb": float, "trimmed_kb": (float, None)}, None),
+    "memory": ({"private_growth_kb": float, "shared_growth_kb": float}, None),
+}
+
+
 def _sound(record: Any) -> bool:
     """Whether a trace record holds what every record holds, and its kind's fields are of their kind."""
     if not isinstance(record, dict) or not isinstance(record.get("kind"), str) or not _number(record.get("time")):
         return False
-    sites, tasks = record.get("sites", []), record.get("tasks", {})
     return (
-        isinstance(sites, list)
-        and all(isinstance(one, dict) and _number(one.get("growth_kb")) and _number(one.get("line")) for one in sites)
-        and isinstance(tasks, dict)
-        and all(isinstance(one, dict) and _number(one.get("traced_growth_kb", 0)) for one in tasks.values())
+        all(_fits(record[name], shape) for name, shape in _SHAPES.items() if name in record)
+        and all(_number(one.get("traced_growth_kb", 0)) for one in record.get("tasks", {}).values())
+        and all(isinstance(one.get("callers", []), list) for one in record.get("sites", []))
+        and _number(record.get("gc", {}).get("uncollectable", 0))
         and all(
             _number(record.get(name, 0))
             for name in ("pid", "count", "rss_growth_kb", "traced_kb", "window_s", "rss_kb")
         )
     )
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    """Whether a value is of a shape, as _SHAPES has them; what a shape of a dict does not name may be anything."""
+    if isinstance(shape, tuple):
+        return any(_fits(value, one) for one in shape)
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_fits(one, shape[0]) for one in value)
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return False
+        if ... in shape:
+            return all(_fits(one, shape[...]) for one in value.values())
+        return all(name in value and _fits(value[name], one) for name, one in shape.items())
+    if shape is float:
+        return _number(value)
+    return value is None if shape is None else isinstance(value, shape)
 
 
 def _number(value: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import textwrap
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -12,7 +14,7 @@ import jinja2
 import numpy as np
 
 from .detect import Pattern, Verdict
-from .diagnose import Culprit, short
+from .diagnose import Culprit, Hold, short
 from .findings import Finding, Findings, leaking
 from .formats import printable
 from .series import Floats
@@ -29,6 +31,8 @@ SPARKS, SPARK_RANGE, BLOCKS = 12, 0.2, "▁▂▃▄▅▆▇█"
 CHART_WIDTH, CHART_HEIGHT, CHART_LEFT, CHART_BOTTOM = 720, 220, 64, 26
 # Over the whole width; a process that lived shorter has fewer. More points than pixels tell nothing more.
 CHART_POINTS = 300
+# A picture that takes longer is left out, as it is where graphviz is not installed; seconds.
+DRAWN_WITHIN_S = 10
 
 
 def number(value: float) -> str:
@@ -122,9 +126,18 @@ def blame(one: Culprit) -> str:
     """A culprit in a sentence."""
     task = f"task {one['task']}" if one["task"] else "no single task"
     if one["file"] is None:
-        return f"{task}: {_percent(one['task_share'])} of the growth of RSS; no line was traced yet"
+        why = "no line of Python holds it" if one["windows"] else "no line was traced yet"
+        return f"{task}: {_percent(one['task_share'])} of the growth of RSS; {why}"
     where = f"{short(one['file'])}:{one['line']}" + (f" in {one['function']}" if one["function"] else "")
+    if one["package"] not in (None, "application"):
+        where += f" of {one['package']}" + (f", called at {short(one['caller'])}" if one["caller"] else "")
     return f"{task} at {where}: {_percent(one['share'])} of the traced growth"
+
+
+def advised(one: Finding) -> list[str]:
+    """The kind of the leak and what to do, where that is known."""
+    advice = one["advice"]
+    return [f"{one['leak_class'].replace('_', ' ')}: {advice['text']} ({advice['link']})"] if advice else []
 
 
 def _percent(share: float | None) -> str:
@@ -139,7 +152,7 @@ def text(document: Findings, verdicts: Sequence[Verdict]) -> str:
         pattern = ("LEAK " if one["leaking"] else "") + one["pattern"]
         unit = one["unit"].removesuffix(".service")
         rows.append((one["host"], unit, pattern, growth(one), left(one), sparkline(verdict)))
-        said = [*forecast(one), *map(blame, one["culprits"]), *one["evidence"]] if one["leaking"] else []
+        said = [*forecast(one), *map(blame, one["culprits"]), *one["evidence"], *advised(one)] if one["leaking"] else []
         notes.append(said if one["pattern"] != "insufficient_data" else one["evidence"])
     widths = [max(len(printable(row[column])) for row in rows) for column in range(len(rows[0]))]
     # What does not fit is cut from the longer of the two names.
@@ -181,11 +194,58 @@ def html(document: Findings, verdicts: Sequence[Verdict]) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
-        size=size, span=span, growth=growth, left=left, forecast=forecast, blame=blame, short=short, printable=printable
+        size=size,
+        span=span,
+        growth=growth,
+        left=left,
+        forecast=forecast,
+        blame=blame,
+        advised=advised,
+        short=short,
+        printable=printable,
     )
-    charts = [chart(verdict) for verdict in verdicts]
+    charts = [{**chart(verdict), "holds": drawn(one)} for one, verdict in zip(document["workers"], verdicts)]
     template = environment.get_template("report.html.j2")
     return template.render(document=document, summary=summary(document), workers=list(zip(document["workers"], charts)))
+
+
+def graph(holds: Sequence[Hold]) -> str:
+    """What keeps objects alive as a graph in graphviz's DOT, roots on the left; ways that begin alike are one."""
+    nodes: dict[tuple[str, ...], str] = {}
+    lines = []
+    for hold in holds:
+        for end in range(1, len(hold["path"]) + 1):
+            way = tuple(hold["path"][:end])
+            if way in nodes:
+                continue
+            nodes[way] = f"n{len(nodes)}"
+            last = f"\\n+{hold['growth']:,}" if end == len(hold["path"]) else ""
+            # Of what a host sent, nothing may end the quotes.
+            said = printable(way[-1], 80).replace("\\", "/").replace('"', "'")
+            lines.append(f'{nodes[way]} [label="{said}{last}"]')
+            if end > 1:
+                lines.append(f"{nodes[way[:-1]]} -> {nodes[way]}")
+    style = 'rankdir=LR; bgcolor="transparent"; node [shape=box, style=rounded, fontname="sans-serif", fontsize=11]'
+    return "\n".join(["digraph {", style, *lines, "}"])
+
+
+def drawn(one: Finding) -> str | None:
+    """What keeps objects alive as an SVG by graphviz; None where there is nothing, or no graphviz, to draw it."""
+    dot = shutil.which("dot")
+    if not one["holds"] or dot is None:
+        return None
+    try:
+        ran = subprocess.run(
+            [dot, "-Tsvg"],
+            input=graph(one["holds"]).encode(),
+            capture_output=True,
+            timeout=DRAWN_WITHIN_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    svg = ran.stdout.decode(errors="replace")
+    return svg[svg.index("<svg") :] if "<svg" in svg else None
 
 
 def chart(verdict: Verdict) -> dict[str, Any]:

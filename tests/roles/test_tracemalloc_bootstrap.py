@@ -31,6 +31,7 @@ APP = """
 import json
 import os
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def leak():
 @app.task(name="shop.clean")
 def clean():
     return len(os.urandom(100_000))
+
+
+@app.task(name="shop.block")
+def block():
+    # Holds the thread, and does not let the loop run as a patched sleep would.
+    until = time.monotonic() + 8
+    while time.monotonic() < until:
+        pass
+    Path("unblocked").touch()
 
 
 @app.task(name="shop.look")
@@ -74,6 +84,7 @@ def unit_environment(tmp_path: Path, **variables: Any) -> dict[str, str]:
         "/opt/plimsoll/bootstrap": f"{WORKERS / 'files'}{os.pathsep}{ROLE / 'files'}",
         "/var/log/plimsoll/trace": str(tmp_path / "trace"),
         "/run/plimsoll/tasks": str(tmp_path / "tasks"),
+        "/run/plimsoll/windows": str(tmp_path / "windows"),
         "%n": UNIT,
     }
     found = {}
@@ -91,7 +102,7 @@ class Worker:
     def __init__(self, folder: Path, pool: str, concurrency: int, **variables: Any) -> None:
         self.folder = folder
         self.sent = 0
-        for name in ("queue", "sending", "control", "trace", "tasks"):
+        for name in ("queue", "sending", "control", "trace", "tasks", "windows"):
             (folder / name).mkdir()
         options = {
             "data_folder_in": str(folder / "queue"),
@@ -243,3 +254,54 @@ def test_off_is_off(start: Callable[..., Worker]) -> None:
     assert "plimsoll_bootstrap" not in looked["receivers"]
     assert list((worker.folder / "trace").iterdir()) == list((worker.folder / "tasks").iterdir()) == []
     assert "plimsoll_bootstrap:" not in worker.log() and "plimsoll_notify:" not in worker.log()
+
+
+@pytest.mark.parametrize(
+    ("pool", "concurrency"), [("prefork", 2), ("solo", 1), ("threads", 2), ("gevent", 4), ("eventlet", 4)]
+)
+def test_a_window_is_opened_by_remote_control_in_every_pool(
+    start: Callable[..., Worker], pool: str, concurrency: int
+) -> None:
+    worker = start(pool, concurrency, tracemalloc_bootstrap_mode="attribution")
+    worker.run("shop.clean", 6)
+    arguments = {"window_s": 2, "frames": 5}
+    ask = f"from app import app; print(app.control.broadcast('plimsoll_window', arguments={arguments}, reply=True))"
+    ran = subprocess.run(
+        [sys.executable, "-c", ask], cwd=worker.folder, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert ran.returncode == 0 and "the next process that ends a task opens it" in ran.stdout, ran
+    [request] = (worker.folder / "windows").iterdir()
+    asked = json.loads(request.read_text())
+    assert (request.name, asked["window_s"], asked["frames"]) == (f"{UNIT}.json", 2, 5)
+    deadline = time.monotonic() + PATIENCE_S
+    while not worker.records("window_close"):
+        assert time.monotonic() < deadline, worker.log()
+        worker.run("shop.leak", 4)
+    worker.stop()
+    [growth], [closed] = worker.records("growth"), worker.records("window_close")
+    assert growth["id"] == closed["id"] == asked["id"] and closed["reason"] == "window over"
+    source = (worker.folder / "app.py").read_text().splitlines()
+    top = growth["sites"][0]
+    assert source[top["line"] - 1].endswith("# the leak") and top["growth_kb"] > 0.5 * LEAKED_KB
+    # Where memory stays that Python allocated, nothing comes back and no descriptor is left open.
+    assert growth["frames"] == 5 and growth["malloc"]["trimmed_kb"] is not None and growth["fds"]["growth"] < 5
+    holders = [one["path"] for one in growth["holders"] if one["type"] == "dict"]
+    assert top["count"] < 70 or ["module app", ".KEPT: dict"] in holders, growth["holders"]
+    assert not growth["interleaved"] or concurrency > 1
+    assert worker.process.returncode == 0 and "plimsoll_bootstrap:" not in worker.log()
+
+
+def test_a_window_ends_while_a_green_task_blocks(start: Callable[..., Worker]) -> None:
+    """What watches it is a thread of the system's, and none of gevent's."""
+    worker = start("gevent", 2, tracemalloc_bootstrap_mode="attribution")
+    worker.run("shop.clean", 2)
+    request = {"id": "a1", "window_s": 1, "frames": 1, "until": time.time() + 60}
+    (worker.folder / "windows" / "part").write_text(json.dumps(request))
+    (worker.folder / "windows" / "part").rename(worker.folder / "windows" / f"{UNIT}.json")
+    time.sleep(1.1)
+    worker.run("shop.clean", 1)
+    worker.wait("window", lambda: worker.records("window_open"))
+    worker.send("shop.block")
+    [closed] = worker.wait("end of the window", lambda: worker.records("window_close"))
+    assert not (worker.folder / "unblocked").exists()
+    assert closed["reason"] == "window over"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import gc
 import json
 import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
 from conftest import ROOT, load_file
 
 MODULE = ROOT / "roles/tracemalloc_bootstrap/files/plimsoll_bootstrap.py"
@@ -293,14 +297,13 @@ def test_the_line_that_grew_most_comes_first(tracing: Callable[[int], None], fra
     found = plimsoll_bootstrap.sites(first, second, 1)
     assert len(found) == 1 and small and freed
     callers = found[0].pop("callers", [])
-    # With callers, the first call is another site. The list's own block is held by the line too.
-    held, blocks = (200_000, 10) if frames > 1 else (300_000, 11)
     assert found[0] == {
         "file": __file__,
         "line": line_of("# grows"),
         "function": "keep",
-        "size_kb": pytest.approx(held / 1024, rel=0.01),
-        "count": pytest.approx(blocks, abs=1),
+        # The list's own block is held by the line too, and with callers those of its ways there.
+        "size_kb": pytest.approx(300_000 / 1024, rel=0.01),
+        "count": pytest.approx(11, abs=1),
         "growth_kb": pytest.approx(200_000 / 1024, rel=0.01),
     }
     assert callers[:1] == ([f"{__file__}:{line_of('keep(kept, 20_000)')}"] if frames > 1 else [])
@@ -329,6 +332,8 @@ class Running:
         numbers = {"ARM_KB": str(10 * MB), "WINDOW_S": "60", "COOLDOWN_S": "3600"} | more
         environ = {"PLIMSOLL_TRACE_MODE": mode, "PLIMSOLL_TRACE_DIR": str(folder), "PLIMSOLL_UNIT": "u"}
         environ |= {f"PLIMSOLL_TRACE_{name}": value for name, value in numbers.items()}
+        if "PLIMSOLL_WINDOWS_DIR" in os.environ:
+            environ["PLIMSOLL_WINDOWS_DIR"] = os.environ["PLIMSOLL_WINDOWS_DIR"]
         if (folder / "tasks").exists():
             environ["PLIMSOLL_TASKS_DIR"] = str(folder / "tasks")
         self.bootstrap = Bootstrap()
@@ -459,16 +464,18 @@ def test_a_task_that_makes_too_many_blocks_is_not_waited_for(
 
 def test_the_watch_itself_ends_a_short_window(running: Callable[..., Running]) -> None:
     one = running(WINDOW_S="0.2")
-    others = set(threading.enumerate())
+    threads = Path("/proc/self/task")
+    others = set(threads.iterdir())
     one.open()
-    [watch] = set(threading.enumerate()) - others
+    [watch] = set(threads.iterdir()) - others
     deadline = time.monotonic() + 10
     while not one.records("window_close"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert one.records("growth")
-    watch.join(10)
-    assert not watch.is_alive()
+    while watch in threads.iterdir():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_an_application_that_traces_itself_goes_on_tracing(
@@ -605,3 +612,338 @@ def test_a_fork_stops_tracing_in_the_child_alone_and_waits_for_no_lock(
     assert status == 0
     assert tracemalloc.is_tracing()
     assert not TraceLock(tmp_path / ".u.lock").acquire(0), "the child gave the parent's lock away"
+
+
+# ---- a window on request ----
+
+
+@pytest.fixture
+def asked(tmp_path: Path, running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Running]:
+    """A process of which windows may be asked for, and asked(...) asks for one."""
+    monkeypatch.setenv("PLIMSOLL_WINDOWS_DIR", str(tmp_path))
+
+    def start(mode: str = "attribution", **more: Any) -> Running:
+        one = running(mode)
+        ask(tmp_path, **more)
+        return one
+
+    return start
+
+
+def ask(folder: Path, **more: Any) -> None:
+    asked = {"id": "a1", "window_s": 60, "frames": 2, "until": time.time() + 60, **more}
+    (folder / "u.json").write_text(json.dumps(asked))
+
+
+def test_a_window_that_is_asked_for_opens_at_once_and_says_for_whom(asked: Callable[..., Running]) -> None:
+    one, kept = asked(), []
+    one.run()
+    assert one.process.window and tracemalloc.get_traceback_limit() == 2
+    keep(kept, 50_000)
+    one.process.window.opened -= 60
+    one.run()
+    assert not tracemalloc.is_tracing()
+    [opened], [growth], [closed] = (one.records(kind) for kind in ("window_open", "growth", "window_close"))
+    assert {opened["id"], growth["id"], closed["id"]} == {"a1"}
+    assert (opened["frames"], opened["window_s"], opened["floor_kb"], growth["frames"]) == (2, 60, None, 2)
+    assert opened["gc_objects"] > 1000
+    one.process.look_at = 0.0
+    one.run()
+    assert one.process.window is None, "of one request there is one window"
+
+
+def test_another_process_of_the_worker_does_not_take_the_same_request(
+    asked: Callable[..., Running], running: Callable[..., Running], tmp_path: Path
+) -> None:
+    one = asked()
+    one.run()
+    assert one.process.window
+    other = running("attribution")
+    other.run()
+    assert other.process.window is None, "while it is open"
+    one.process.close_window("window over")
+    other.process.look_at = 0.0
+    other.run()
+    assert other.process.window is None, "nor later"
+    ask(tmp_path, id="a2")
+    other.process.look_at = 0.0
+    other.run()
+    assert other.process.window, "the next one is for whoever comes first"
+
+
+@pytest.mark.parametrize("then", [None, "a2"])
+def test_a_window_is_called_off_by_taking_the_request_away(
+    asked: Callable[..., Running], tmp_path: Path, then: str | None
+) -> None:
+    one = asked()
+    one.run()
+    window = one.process.window
+    one.process.on_watch(window)
+    assert one.process.window
+    if then:
+        ask(tmp_path, id=then)
+    else:
+        (tmp_path / "u.json").unlink()
+    one.process.on_watch(window)
+    assert one.process.window is None and one.records("window_close")[0]["reason"] == "called off"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"until": 1}, ""),
+        ({"id": "../x"}, "has no id"),
+        ({"id": None}, "has no id"),
+        ({"window_s": 4000}, "asks for 4000 seconds"),
+        ({"window_s": True}, "window_s is no number"),
+        ({"frames": 0}, "and 0 frames"),
+        ({"until": "soon"}, "until is no number"),
+    ],
+)
+def test_a_request_that_is_too_late_or_not_sound_opens_nothing(
+    asked: Callable[..., Running], capfd: Any, wrong: dict[str, Any], said: str
+) -> None:
+    one = asked(**wrong)
+    one.run(times=3)
+    assert one.process.window is None and one.bootstrap.settings
+    assert said in (told := capfd.readouterr().err) and bool(told) == bool(said)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"x" * 9999])
+def test_a_request_that_is_no_json_is_passed_over(running: Any, asked: Any, tmp_path: Path, content: bytes) -> None:
+    one = asked()
+    (tmp_path / "u.json").write_bytes(content)
+    one.run()
+    assert one.process.window is None and one.bootstrap.settings
+
+
+def test_a_pipe_in_place_of_a_request_holds_up_no_task(asked: Callable[..., Running], tmp_path: Path) -> None:
+    one = asked()
+    (tmp_path / "u.json").unlink()
+    os.mkfifo(tmp_path / "u.json")
+    one.run()
+    assert one.process.window is None and one.bootstrap.settings
+
+
+def test_the_remote_control_asks_for_a_window(asked: Callable[..., Running], tmp_path: Path) -> None:
+    one = asked()
+    (tmp_path / "u.json").unlink()
+    assert "error" in one.bootstrap.ask(0) and not list(tmp_path.glob("*.part"))
+    answer = one.bootstrap.ask("30", "3")
+    assert "30 s" in answer["ok"]
+    one.run()
+    assert one.process.window.request.id in answer["ok"]
+    assert (one.process.window.window_s, one.process.window.frames) == (30, 3)
+    assert "error" in Bootstrap().ask()
+
+
+def test_in_mode_always_one_window_follows_the_other_in_each_process(running: Callable[..., Running]) -> None:
+    one, other = running("always"), running("always")
+    for each in (one, other):
+        each.run(times=plimsoll_bootstrap.WARM_TASKS)
+    assert one.process.window and other.process.window
+    # The second found tracing on, and leaves it to the first.
+    one.process.close_window("window over")
+    one.run()
+    assert one.process.window
+
+
+# ---- what else a window tells ----
+
+
+class Ticket:
+    """Told by its type."""
+
+
+def record_of(change: Callable[[], Any]) -> dict[str, Any]:
+    before = held()
+    kept = change()
+    found = held().since(before, None)
+    assert kept is not None
+    return dict(found)
+
+
+def held() -> Any:
+    one = plimsoll_bootstrap.Held()
+    one.measure()
+    return one
+
+
+SEEN: dict[int, Any] = {}
+
+
+def test_types_that_gained_objects_and_the_way_to_one_of_them() -> None:
+    SEEN.clear()
+
+    def sell() -> Any:
+        SEEN.update((number, Ticket()) for number in range(500))
+        return SEEN
+
+    found = record_of(sell)
+    assert found["objects"][0] == {"type": f"{__name__}.Ticket", "count": 500, "growth": 500}
+    assert found["chains"] == [[f"module {__name__}", ".SEEN: dict", f"{__name__}.Ticket"]]
+    [hold] = [one for one in found["holders"] if one["growth"] == 500]
+    assert hold == {"type": "dict", "size": 500, "growth": 500, "path": [f"module {__name__}", ".SEEN: dict"]}
+    SEEN.clear()
+
+
+def test_a_container_in_an_attribute_and_a_closure_is_reached() -> None:
+    class Collector:
+        def __init__(self) -> None:
+            self.events: list[Any] = []
+
+    collector = Collector()
+    SEEN["one"] = lambda: collector  # type: ignore[index]
+
+    def collect() -> Any:
+        collector.events += [bytes(1)] * 300
+        return collector
+
+    [hold] = [one for one in record_of(collect)["holders"] if one["growth"] == 300]
+    assert hold["path"][:2] == [f"module {__name__}", ".SEEN: dict"]
+    assert hold["path"][-1].startswith(".events: list") or hold["path"][-1].endswith("list")
+    assert not any("one" in step for step in hold["path"]), "no contents, which may be anybody's"
+    SEEN.clear()
+
+
+def test_what_cannot_be_reached_in_time_is_told_as_far_as_it_was() -> None:
+    assert plimsoll_bootstrap.chain(Ticket(), time.monotonic() - 1, set()) == [f"{__name__}.Ticket"]
+
+
+def test_caches_that_gained_entries_with_their_bound() -> None:
+    @functools.lru_cache(maxsize=1000)
+    def price(number: int) -> int:
+        return number
+
+    found = record_of(lambda: [price(number) for number in range(70)])
+    assert found["caches"][0]["most"] == 1000 and found["caches"][0]["name"].endswith("price")
+    assert (found["caches"][0]["size"], found["caches"][0]["growth"]) == (70, 70)
+
+
+def test_descriptors_by_kind_and_path(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    path.touch()
+    opened = [path.open() for _ in range(20)]
+    pairs = [socket.socketpair() for _ in range(3)]
+    pipe = os.pipe()
+    now, paths = plimsoll_bootstrap.descriptors()
+    assert paths[str(path)] == 20 and now["file"] >= 20 and now["socket"] >= 6 and now["pipe"] >= 2
+    for one in (*opened, *(end for pair in pairs for end in pair)):
+        one.close()
+    for end in pipe:
+        os.close(end)
+    again = record_of(lambda: [path.open() for _ in range(20)])["fds"]
+    assert again["growth"] == again["kinds"]["file"]["growth"] == 20
+    assert again["paths"][0] == {"path": str(path), "count": 20, "growth": 20}
+
+
+def test_the_allocators_figures_are_those_of_the_kernel_and_malloc() -> None:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    before = held()
+    # Below the size from which malloc maps a block of its own.
+    blocks = [libc.malloc(60_000) for _ in range(300)]
+    for block in blocks:
+        ctypes.memset(block, 1, 60_000)
+    grown = held().since(before, None)
+    assert grown["malloc"]["used_growth_kb"] == pytest.approx(300 * 60_000 / 1024, rel=0.05)
+    assert grown["memory"]["private_growth_kb"] == pytest.approx(300 * 60_000 / 1024, rel=0.3)
+    # One at the top keeps what is below from being given back.
+    for block in blocks[:-1]:
+        libc.free(block)
+    assert plimsoll_bootstrap.malloc_kb()["free_kb"] - before.malloc["free_kb"] > 10_000
+    assert plimsoll_bootstrap.trim() > 10_000
+    libc.free(blocks[-1])
+
+
+def test_without_glibc_there_are_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert plimsoll_bootstrap.malloc_kb() is None and plimsoll_bootstrap.trim() is None
+    assert record_of(lambda: [0])["malloc"] is None
+
+
+def test_of_too_many_objects_none_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plimsoll_bootstrap, "MANY_OBJECTS", 10)
+    found = record_of(lambda: [Ticket() for _ in range(100)])
+    assert (found["objects"], found["holders"], found["chains"], found["caches"]) == ([], [], [], [])
+
+
+# ---- single tasks ----
+
+
+def single(monkeypatch: pytest.MonkeyPatch, **environ: str) -> Any:
+    """A bootstrap of a worker whose environment asks for nothing."""
+    for name in [name for name in os.environ if name.startswith("PLIMSOLL_")]:
+        monkeypatch.delenv(name)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    fresh = Bootstrap()
+    fresh.install()
+    monkeypatch.setattr(plimsoll_bootstrap, "bootstrap", fresh)
+    monkeypatch.setattr(plimsoll_bootstrap, "TASK_GROWTH_EVERY_S", 0.0)
+    return fresh
+
+
+def test_a_decorated_task_is_watched_where_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    single(monkeypatch, PLIMSOLL_TRACE_DIR=str(tmp_path))
+
+    @plimsoll_bootstrap.track_memory
+    def sell(number: int) -> int:
+        if number < 0:
+            raise ValueError(number)
+        return number + 1
+
+    assert sell(1) == 2 and sell.__name__ == "sell"
+    with pytest.raises(ValueError, match="-1"):
+        sell(-1)
+    *_, last = lines(tmp_path / f"celery-{os.getpid()}.jsonl")
+    assert (last["kind"], last["count"]) == ("task_growth", 2)
+    assert last["task"].endswith("sell")
+
+
+def test_without_a_directory_it_goes_to_the_log(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    single(monkeypatch)
+
+    @plimsoll_bootstrap.track_memory
+    def sell() -> None:
+        pass
+
+    with caplog.at_level("INFO", "plimsoll"):
+        sell()
+    assert "sell: " in caplog.text and "in 1 runs" in caplog.text
+
+
+def test_a_base_class_watches_by_the_tasks_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    single(monkeypatch, PLIMSOLL_TRACE_DIR=str(tmp_path))
+    app = Celery("shop", set_as_current=False)
+
+    @app.task(base=plimsoll_bootstrap.MemoryTrackingTask, name="shop.sell")
+    def sell(number: int) -> int:
+        return number + 1
+
+    assert sell(1) == 2
+    *_, last = lines(tmp_path / f"celery-{os.getpid()}.jsonl")
+    assert (last["task"], last["count"]) == ("shop.sell", 1)
+
+
+def test_where_all_tasks_are_watched_a_single_one_is_not_counted_twice(
+    running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = running("attribution")
+    monkeypatch.setattr(plimsoll_bootstrap, "bootstrap", one.bootstrap)
+    plimsoll_bootstrap.track_memory(lambda: None)()
+    assert one.process is None
+
+
+def test_trouble_of_ours_does_not_fail_a_single_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    single(monkeypatch, PLIMSOLL_TRACE_DIR=str(tmp_path))
+    monkeypatch.setattr(plimsoll_bootstrap, "Process", lambda *_: 1 / 0)
+    calls: list[int] = []
+    tracked = plimsoll_bootstrap.track_memory(lambda: calls.append(1))
+    tracked()
+    tracked()
+    assert calls == [1, 1]
+    assert capfd.readouterr().err.count("switched off: ZeroDivisionError") == 1

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from plimsoll.diagnose import culprits, leak_class, short, task_growth
+from conftest import ROOT
+from plimsoll.diagnose import Kind, advice, belongs_to, culprits, evidence, holds, leak_class, short, task_growth
 
 APP = "/opt/celery/releases/0123456789abcdef/app"
 
@@ -74,6 +75,8 @@ def test_a_line_is_named_with_its_task_and_shares() -> None:
         "growth_kb": 1700.0,
         "share": 0.85,
         "windows": 2,
+        "package": "application",
+        "caller": None,
     }
     assert (second["line"], second["growth_kb"], second["share"]) == (40, 250, 0.125)
 
@@ -153,6 +156,36 @@ def test_a_file_is_named_below_its_application_or_its_packages() -> None:
     assert short("/home/me/tasks.py") == "/home/me/tasks.py"
 
 
+def test_a_line_that_keeps_what_any_code_does_is_not_named() -> None:
+    assert culprits([window(site(1, 31))]) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "whose"),
+    [
+        (f"{APP}/shop/tasks.py", "application"),
+        ("/home/me/tasks.py", "application"),
+        ("/opt/celery/current/venv/lib/python3.11/site-packages/kombu/utils/json.py", "kombu"),
+        ("/usr/lib/python3/dist-packages/six.py", "six"),
+        ("/usr/lib/python3.11/json/decoder.py", "Python"),
+        ("/usr/local/lib/python3.14t/functools.py", "Python"),
+        ("<frozen os>", "Python"),
+    ],
+)
+def test_whose_a_line_is(file: str, whose: str) -> None:
+    assert belongs_to(file) == whose
+
+
+def test_of_a_package_the_line_of_the_application_that_called_it_is_named() -> None:
+    library, standard = "/v/site-packages/kombu/json.py", "/usr/lib/python3.11/json/decoder.py"
+    callers = [f"{standard}:9", f"{library}:7", f"{APP}/shop/tasks.py:12", f"{APP}/shop/app.py:3"]
+    one = {**site(4, 600, file=library), "callers": callers}
+    (named,) = culprits([window(one)])
+    assert (named["package"], named["caller"]) == ("kombu", f"{APP}/shop/tasks.py:12")
+    assert culprits([window({**site(4, 600), "callers": callers})])[0]["caller"] is None
+    assert culprits([window(site(4, 600, file=library))])[0]["caller"] is None
+
+
 # ---- the class ----
 
 
@@ -165,6 +198,117 @@ def test_objects_that_explain_half_of_the_growth_are_the_cause() -> None:
     assert leak_class([gained(1201, site(1, 600), site(2, -300))]) == "unknown"
 
 
+def test_objects_may_fill_memory_that_was_free_within_the_process() -> None:
+    assert leak_class([gained(-1000, site(1, 600))]) == "python_objects"
+
+
+MB = 1024.0
+
+
+def told(rss: float, *sites: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A window as the bootstrap writes it today. malloc: what it has in use, keeps free, and gave back."""
+    used, free, trimmed = more.pop("malloc", (0, 0, 0))
+    descriptors = more.pop("fds", {})
+    kinds = {kind: {"count": 9, "growth": growth} for kind, growth in descriptors.items()}
+    return {
+        **gained(rss, *sites),
+        "window_s": 60,
+        "fds": {"count": 9, "growth": sum(descriptors.values()), "kinds": kinds, "paths": []},
+        "malloc": {"used_growth_kb": used, "free_growth_kb": free, "trimmed_kb": trimmed},
+        "memory": {"private_growth_kb": rss, "shared_growth_kb": 0},
+        **more,
+    }
+
+
+def cache(growth: int, most: int | None) -> dict[str, Any]:
+    return {"name": "shop.tasks.price", "size": 40, "growth": growth, "most": most}
+
+
+def holder(growth: int) -> dict[str, Any]:
+    return {"type": "dict", "size": 900, "growth": growth, "path": ["module shop.tasks", "._seen: dict"]}
+
+
+@pytest.mark.parametrize(
+    ("window", "kind"),
+    [
+        (told(20 * MB, site(1, 19 * MB), malloc=(19 * MB, 0, 0)), "python_objects"),
+        (told(20 * MB, site(1, 50), malloc=(19 * MB, 0, 0)), "native"),
+        (told(20 * MB, site(1, 9 * MB), malloc=(19 * MB, 0, 0)), "native"),
+        # Neither Python's nor malloc's: mapped by a library.
+        (told(20 * MB), "native"),
+        (told(20 * MB, site(1, 2 * MB), malloc=(3 * MB, 16 * MB, 0)), "fragmentation"),
+        (told(20 * MB, malloc=(2 * MB, 4 * MB, 15 * MB)), "fragmentation"),
+        (told(MB, site(1, 900), fds={"file": 20, "socket": -2}), "file_descriptors"),
+        (told(MB, site(1, 900), fds={"socket": 15}), "python_objects"),
+        (told(20 * MB, site(1, 19 * MB), caches=[cache(40, 1000)]), "cache_filling"),
+        (told(20 * MB, site(1, 19 * MB), caches=[cache(40, None)]), "python_objects"),
+        (told(20 * MB, site(1, 19 * MB), caches=[cache(2, 1000)]), "python_objects"),
+        (told(20 * MB, site(1, 19 * MB), caches=[cache(40, 1000)], holders=[holder(400)]), "python_objects"),
+        (told(0, memory={"private_growth_kb": 30 * MB, "shared_growth_kb": -29 * MB}), "copy_on_write"),
+        (told(30 * MB, memory={"private_growth_kb": 30 * MB, "shared_growth_kb": -MB}), "native"),
+        ({**told(20 * MB), "malloc": None, "memory": None}, "unknown"),
+        (told(900), "unknown"),
+    ],
+)
+def test_the_kind_of_a_leak(window: dict[str, Any], kind: str) -> None:
+    assert leak_class([window]) == kind
+
+
+def test_each_kind_has_its_advice_and_its_section() -> None:
+    text = (ROOT / "docs/leaks.md").read_text()
+    headings = {line.strip("# ").lower().replace(" ", "-") for line in text.splitlines() if line.startswith("#")}
+    for kind in Kind:
+        found = advice(kind)
+        assert bool(found) == (kind is not Kind.UNKNOWN)
+        if found:
+            page, _, anchor = found["link"].partition("#")
+            assert page == "docs/leaks.md" and anchor in headings and len(found["text"]) > 20
+
+
+# ---- what else is told ----
+
+
+def test_what_holds_the_objects_is_told_from_the_last_window() -> None:
+    objects = [{"type": "shop.Ticket", "count": 90, "growth": 40}]
+    chains = [["module shop.tasks", "._seen: dict", "shop.Ticket"]]
+    old, new = (
+        told(0, holders=[holder(9)]),
+        {**told(0, holders=[holder(41)], objects=objects, chains=chains), "time": 20},
+    )
+    assert holds([new, old]) == [
+        {"type": "dict", "growth": 41, "path": ["module shop.tasks", "._seen: dict"]},
+        {"type": "shop.Ticket", "growth": 40, "path": chains[0]},
+    ]
+    assert holds([]) == holds([told(0)]) == []
+
+
+def test_the_evidence_of_a_window_in_sentences() -> None:
+    one = told(
+        20 * MB,
+        site(1, 2 * MB),
+        malloc=(3 * MB, 16 * MB, 15 * MB),
+        fds={"file": 20, "pipe": 0},
+        caches=[cache(40, None)],
+        holders=[holder(41)],
+        gc={"enabled": False, "uncollectable": 3},
+        interleaved=True,
+    )
+    one["fds"]["paths"] = [{"path": "/tmp/\x1b[2Jx.db", "count": 30, "growth": 20}]
+    assert evidence([one]) == [
+        "traced for 60 s: RSS gained 20 MiB, and Python's lines 2 MiB, malloc besides 1 MiB in use and 16 MiB free",
+        "malloc_trim() gave 15 MiB back to the kernel",
+        "file descriptors left open: 20 file, 20 of /tmp/?[2Jx.db",
+        "lru_cache shop.tasks.price gained 40 entries and has 40, without a bound",
+        "41 more in module shop.tasks > ._seen: dict",
+        "the garbage collector is disabled: objects in cycles are never freed",
+        "3 objects were uncollectable, as gc.get_stats() has it",
+        "tasks ran side by side while it was traced: what grew is shared among them evenly",
+    ]
+    assert evidence([]) == []
+    # Of a bootstrap that knew none of it.
+    assert evidence([window(site(1, 500))]) == ["traced for 0 s: RSS gained 0 MiB, and Python's lines 0.488 MiB"]
+
+
 def test_windows_of_several_processes_are_summed() -> None:
     assert leak_class([gained(2000, site(1, 100)), gained(2000, site(1, 1900), pid=8)]) == "python_objects"
 
@@ -174,8 +318,8 @@ def test_windows_of_several_processes_are_summed() -> None:
     [
         [],
         [window(site(1, 600))],
-        [gained(-1000, site(1, 600))],
         [gained(0)],
+        [gained(900), gained(100, site(1, 10))],
         [mark("open", 1, 90_000), mark("close", 3, 91_000)],
     ],
 )

@@ -71,9 +71,13 @@ def test_the_document_has_the_keys_that_are_documented() -> None:
     assert one["hours_to_memory_max"] == pytest.approx(100, rel=0.02)
     assert (one["leak_class"], one["remedy"]) == ("python_objects", None)
     (culprit,) = one["culprits"]
-    assert ",".join(culprit) == "task,task_share,file,line,function,growth_kb,share,windows"
+    assert ",".join(culprit) == "task,task_share,file,line,function,growth_kb,share,windows,package,caller"
     assert (culprit["task"], culprit["line"]) == ("shop.scan", 9)
-    assert one["evidence"] == ["1 of 1 processes that were judged grew, and went on to the end"]
+    assert one["evidence"] == [
+        "1 of 1 processes that were judged grew, and went on to the end",
+        "traced for 0 s: RSS gained 0.684 MiB, and Python's lines 0.488 MiB",
+    ]
+    assert (one["holds"], one["advice"]["link"]) == ([], "docs/leaks.md#python-objects")
     assert document["hosts"] == [
         {"host": "w-1", "collected": True, "reason": ""},
         {"host": "w-2", "collected": False, "reason": "unreachable"},
@@ -94,7 +98,7 @@ def test_what_was_not_measured_is_null() -> None:
     assert (one["unit"], one["pattern"]) == ("celery", "growing")
     for name in ("growth_kb_per_1000_tasks", "level_kb", "memory_high_kb", "memory_max_kb", "hours_to_memory_max"):
         assert one[name] is None
-    assert "no tracing window has closed yet, so that no line is named; collect again later" in one["evidence"]
+    assert "no tracing window has closed yet, so that no line is named; diagnose.yml opens one" in one["evidence"]
 
 
 def test_records_are_those_of_the_workers_own_unit() -> None:

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -436,6 +437,18 @@ WRONG: dict[str, Any] = {
     "growth past every float": {**GROWTH, "sites": [{"line": 1, "growth_kb": -(10**400)}]},
     "tasks that are no object": {**GROWTH, "tasks": ["shop.scan"]},
     "a task that is no object": {**GROWTH, "tasks": {"shop.scan": 5}},
+    "objects that are none": {**GROWTH, "objects": [{"type": "a", "count": "9", "growth": 1}]},
+    "a holder without its way": {**GROWTH, "holders": [{"type": "a", "size": 1, "growth": 1}]},
+    "a chain of numbers": {**GROWTH, "chains": [[1]]},
+    "a cache whose bound is text": {**GROWTH, "caches": [{"name": "a", "size": 1, "growth": 1, "most": "9"}]},
+    "descriptors as a list": {**GROWTH, "fds": []},
+    "kinds of descriptors as numbers": {**GROWTH, "fds": {"count": 1, "growth": 1, "kinds": {"file": 1}, "paths": []}},
+    "an allocator without end": {
+        **GROWTH,
+        "malloc": {"used_growth_kb": float("inf"), "free_growth_kb": 1, "trimmed_kb": None},
+    },
+    "memory as text": {**GROWTH, "memory": "much"},
+    "callers as text": {**GROWTH, "sites": [{"line": 1, "growth_kb": 1, "callers": "a.py:1"}]},
     "a task's growth as text": {**GROWTH, "tasks": {"shop.scan": {"traced_growth_kb": "8"}}},
     "a pid that is a list": {**GROWTH, "pid": [7]},
     "a count that is true": {"kind": "task_growth", "time": 1, "count": True},
@@ -622,15 +635,16 @@ def test_a_command_of_any_bytes_comes_through(tmp_path: Path, monkeypatch: Any) 
 
 def test_what_the_bootstrap_writes_is_read(tmp_path: Path) -> None:
     records = bootstrap.Records(tmp_path, UNIT)
-    window = bootstrap.Window()
-    window.start(1)
+    window = bootstrap.Window(60, 2, SimpleNamespace(id="a1"))
+    opened = window.prepare()
+    window.start()
     window.shares.start("shop.scan", 0)
     kept = [bytes(2000) for _ in range(200)]
     growth, refusal = window.close(10)
     assert refusal == "" and kept
     written = [
         {"kind": "task_growth", "task": "shop.scan", "count": 40, "rss_growth_kb": -12},
-        {"kind": "window_open", "rss_kb": 90000, "floor_kb": 80000, "frames": 1, "window_s": 60},
+        {"kind": "window_open", "rss_kb": 90000, "floor_kb": 80000, "frames": 2, "window_s": 60, "gc_objects": opened},
         growth,
         {"kind": "window_close", "reason": "window over", "rss_kb": 91000},
     ]

@@ -6,10 +6,11 @@ import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from plimsoll import report
-from plimsoll.diagnose import Culprit
+from plimsoll.diagnose import Culprit, Hold
 from plimsoll.findings import Finding, Findings, findings
 from plimsoll.formats import MAX_COUNT, CgroupSample, HostData, Sample
 from plimsoll.store import Host
@@ -146,7 +147,7 @@ def culprit(**values: Any) -> Culprit:
         "function": "f",
         "share": 0.5,
     }
-    return {**one, "growth_kb": 5.0, "windows": 1, **values}  # type: ignore[typeddict-item]
+    return {**one, "growth_kb": 5.0, "windows": 1, "package": "application", "caller": None, **values}  # type: ignore[typeddict-item]
 
 
 @pytest.mark.parametrize(
@@ -155,8 +156,13 @@ def culprit(**values: Any) -> Culprit:
         ({}, "task a at b.py:3 in f: 50 % of the traced growth"),
         ({"function": None}, "task a at b.py:3: 50 % of the traced growth"),
         ({"task": None}, "no single task at b.py:3 in f: 50 % of the traced growth"),
-        ({"file": None}, "task a: 75 % of the growth of RSS; no line was traced yet"),
-        ({"file": None, "task_share": None}, "task a: ? of the growth of RSS; no line was traced yet"),
+        ({"file": None, "windows": 0}, "task a: 75 % of the growth of RSS; no line was traced yet"),
+        ({"file": None, "task_share": None}, "task a: ? of the growth of RSS; no line of Python holds it"),
+        ({"package": "kombu"}, "task a at b.py:3 in f of kombu: 50 % of the traced growth"),
+        (
+            {"package": "kombu", "caller": "/v/releases/1/app/shop/tasks.py:7"},
+            "task a at b.py:3 in f of kombu, called at shop/tasks.py:7: 50 % of the traced growth",
+        ),
     ],
 )
 def test_a_culprit_in_a_sentence(values: dict[str, Any], said: str) -> None:
@@ -348,3 +354,37 @@ def test_thousands_of_short_lives_make_no_page_of_gigabytes() -> None:
     drawn = chart(lives)
     assert len(drawn["lines"]) == 500
     assert sum(len(spots(one["points"])) for one in drawn["lines"]) <= 1000
+
+
+HOLDS: list[Hold] = [
+    {"type": "dict", "growth": 4100, "path": ["module shop.tasks", "._seen: dict"]},
+    {"type": "shop.Ticket", "growth": 40, "path": ["module shop.tasks", "._seen: dict", "shop.Ticket"]},
+    {"type": "list", "growth": 9, "path": ["module shop.tasks", '.x"]; \\ <script>: list']},
+]
+
+
+def test_what_keeps_objects_alive_is_a_graph_whose_ways_begin_once() -> None:
+    assert report.graph(HOLDS).splitlines()[2:-1] == [
+        'n0 [label="module shop.tasks"]',
+        'n1 [label="._seen: dict\\n+4,100"]',
+        "n0 -> n1",
+        'n2 [label="shop.Ticket\\n+40"]',
+        "n1 -> n2",
+        """n3 [label=".x']; / <script>: list\\n+9"]""",
+        "n0 -> n3",
+    ]
+
+
+def test_graphviz_draws_it_into_the_page_and_a_host_cannot_write_into_it() -> None:
+    document, verdicts = fleet()
+    document["workers"][0]["holds"] = HOLDS
+    page = report.html(document, verdicts)
+    ElementTree.fromstring(page[page.index('<div class="holds">') :].split("</div>")[0] + "</div>")
+    assert "module shop.tasks" in page and "&lt;script&gt;" in page and "<script" not in page
+
+
+def test_without_graphviz_the_page_has_the_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    document, verdicts = fleet()
+    document["workers"][0]["holds"] = HOLDS
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert 'class="holds"' not in report.html(document, verdicts)

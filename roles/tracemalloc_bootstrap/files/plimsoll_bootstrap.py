@@ -1,17 +1,22 @@
 # Copyright: the plimsoll contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Says from inside a Celery worker which task its memory grows in, and which line allocates it.
+"""Says from inside a Celery worker in which task its memory grows, at which line, and what else grows with it.
 
-The worker loads this by CELERY_WORKER_INCLUDE=plimsoll_bootstrap, with no change to the application. Standard library
-alone, Python 3.9 or later, Celery 5.3 or later. Whatever fails here, the worker goes on; one line on stderr says what.
+The worker loads this by CELERY_WORKER_INCLUDE=plimsoll_bootstrap, with no change to the application; a plain import
+does the same. Standard library alone, Python 3.9 or later, Celery 5.3 or later. Whatever fails here, the worker goes
+on; one line on stderr says what.
 
 It works in the processes that run tasks: a prefork worker's children, or the one process of a solo, threads or green
 pool. What RSS gains from the start of a task until the next one starts is that task's growth; so what is freed just
-after a task, as its return value is, does not count. While tasks overlap, growth is shared among them evenly.
+after a task, as its return value is, does not count. While tasks overlap, growth is shared among them evenly, and the
+records say so.
+
+Single tasks can be watched in a worker whose environment asks for nothing: by @track_memory below @app.task, or by
+@app.task(base=MemoryTrackingTask).
 
 Environment:
-PLIMSOLL_TRACE_MODE        off, attribution (growth by task, always on, microseconds a task), or armed: attribution and,
-                           when the process has grown too much, tracemalloc for one window
+PLIMSOLL_TRACE_MODE        off, attribution (growth by task, always on, microseconds a task), armed (attribution and,
+                           when the process has grown too much, a tracing window), or always (one after another)
 PLIMSOLL_TRACE_DIR         directory of the records, which the worker's user can write to
 PLIMSOLL_UNIT              name of the worker in the records and their files' names
 PLIMSOLL_TRACE_ARM_KB      growth over the floor that opens a window, KiB of RSS
@@ -19,42 +24,69 @@ PLIMSOLL_TRACE_WINDOW_S    length of a window, seconds
 PLIMSOLL_TRACE_COOLDOWN_S  seconds from the end of a window to the next one, of this worker as a whole
 PLIMSOLL_TRACE_FRAMES      frames that tracemalloc keeps of each allocation; each one costs time
 PLIMSOLL_TRACE_TOP         sites in a growth record
+PLIMSOLL_WINDOWS_DIR       where UNIT.json asks for a window; not set: nobody can ask
 PLIMSOLL_TASKS_DIR         where PID holds the count of tasks this process finished, for the sampler; not set: nowhere
 
+A window on request, in every mode but off: PLIMSOLL_WINDOWS_DIR/UNIT.json holds {id, window_s (seconds), frames, until
+(Unix seconds, after which it is too late to open one)}. diagnose.yml writes it, and so does a command of Celery's
+remote control, app.control.broadcast("plimsoll_window", arguments={"window_s": 60, "frames": 10}). One process of the
+worker takes it, at the end of a task, once; where the file is removed or holds another id, the window is called off.
+Only then is malloc_trim() tried, as it changes what it measures.
+
 Records: PLIMSOLL_TRACE_DIR/UNIT-PID.jsonl, one JSON object a line. Past MAX_FILE_BYTES the file becomes
-UNIT-PID.1.jsonl and a new one begins. Every record has time (Unix seconds, UTC), unit, pid and kind. By kind:
+UNIT-PID.1.jsonl and a new one begins. Every record has time (Unix seconds, UTC), unit, pid and kind; of a window on
+request, id too. By kind:
 
 task_growth   task (name), count (finished), rss_growth_kb (KiB): both since the process began. One record a task, at
               most every TASK_GROWTH_EVERY_S seconds and at the end of the process, when its count changed.
-window_open   rss_kb and floor_kb (KiB), frames, window_s (seconds): tracing began.
-growth        window_s (seconds it took), rss_growth_kb (KiB that RSS gained in it, less what tracing takes), traced_kb
-              (KiB allocated in it and still held), sites, tasks. sites: those that grew most, [{file, line, function
-              ("" if not known), size_kb (KiB held at the end), count (blocks then), growth_kb (KiB more than at the
-              start)}], and callers, ["file:line"] from the inside out, when more than one frame is kept. tasks:
-              {name: {count, traced_growth_kb}} of the window.
-window_close  reason: window over | many blocks | process ends | refused: … (no growth record then); rss_kb (KiB).
+window_open   rss_kb and floor_kb (KiB; null where it is not known yet), frames, window_s (seconds), gc_objects (that
+              the garbage collector knows, which is what the window costs besides): tracing began.
+growth        window_s (seconds it took), frames, rss_growth_kb (KiB that RSS gained in it, less what tracing takes),
+              traced_kb (KiB allocated in it and still held), traced_growth_kb (the same less what the application had
+              traced before), sites, tasks, interleaved (whether tasks ran side by side).
+              sites: those that grew most, [{file, line, function ("" if not known), size_kb (KiB held at the end),
+              count (blocks then), growth_kb (KiB more than at the start)}], and callers, ["file:line"] from the inside
+              out, of the way there by which most came, when more than one frame is kept.
+              tasks: {name: {count, traced_growth_kb}} of the window.
+              objects: types of which most were added, [{type, count, growth}], of those the garbage collector knows.
+              holders: containers that gained most entries, [{type, size, growth, path}]; path: text from a module or
+              another root down to it. chains: the same for an object of the type that grew most.
+              caches: of functools.lru_cache, [{name, size, growth, most (null: without bound)}].
+              gc: {enabled, thresholds, uncollectable, collected (by the collection at the end)}.
+              fds: {count, growth, kinds: {socket, pipe, file, other: {count, growth}}, paths: [{path, count, growth}]}.
+              malloc: {used_kb, used_growth_kb, free_kb, free_growth_kb (KiB as mallinfo2(3) has them), trimmed_kb (what
+              malloc_trim(3) gave back at the end; null: not tried)}, or null.
+              memory: {private_kb, private_growth_kb, shared_kb, shared_growth_kb} as proc(5)'s smaps_rollup, or null.
+window_close  reason: window over | many blocks | process ends | called off | refused: … (no growth record then); rss_kb
+              (KiB).
 """
 
 from __future__ import annotations
 
 import ast
+import collections
 import contextlib
+import ctypes
 import fcntl
 import functools
 import gc
 import importlib
+import itertools
 import json
 import linecache
+import logging
 import math
 import os
 import re
-import threading
+import sys
 import time
 import tracemalloc
+import types
 from pathlib import Path
 
 DEFAULTS = {"ARM_KB": 51200, "WINDOW_S": 60, "COOLDOWN_S": 3600, "FRAMES": 1, "TOP": 10}
 
+MODES = ("off", "attribution", "armed", "always")
 # The first tasks of a process import lazily, connect, and fill caches: growth that comes once and is no leak.
 WARM_TASKS = 10
 TASK_GROWTH_EVERY_S = 10.0
@@ -72,6 +104,22 @@ MAX_FILE_BYTES = 2 << 20
 MAX_UNIT_BYTES = 16 << 20
 MAX_UNIT_FILES = 200
 MAX_SOURCE_BYTES = 1 << 19
+# A request is looked for so often, and taken by a worker that is busy again within so long.
+LOOK_EVERY_S = 1.0
+PATIENCE_S = 600.0
+MAX_REQUEST_BYTES = 4096
+MAX_WINDOW_S, MAX_FRAMES = 3600.0, 50
+# A pass over all that the garbage collector knows holds the GIL for some 100 ms a million.
+MANY_OBJECTS = 3_000_000
+MANY_DESCRIPTORS = 20_000
+# A container of fewer entries is no hoard; of a smaller one it does not matter how few they were before.
+HOARD, SMALL = 64, 16
+# Of types, holders, caches and paths in a record.
+MOST_NAMED = 5
+# Of a way up to a root: steps, referrers that are followed at each, seconds in all.
+CHAIN_STEPS, CHAIN_WIDTH, CHAIN_S = 12, 50, 1.0
+# Growth of fewer objects or entries than this is not followed up.
+LEAST_GROWTH = 8
 
 _PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 _complained = set()
@@ -99,21 +147,33 @@ def _guarded(method):
     return guarded
 
 
-class Settings:
-    """What the environment asks for. Raises ValueError naming the variable."""
+def _original(module, name):
+    """A function as it was before gevent or eventlet put theirs in its place."""
+    with contextlib.suppress(Exception):
+        if "gevent.monkey" in sys.modules:
+            return sys.modules["gevent.monkey"].get_original(module, name)
+        if "eventlet.patcher" in sys.modules:
+            return getattr(sys.modules["eventlet.patcher"].original(module), name)
+    return getattr(importlib.import_module(module), name)
 
-    def __init__(self, environ):
-        self.mode = environ.get("PLIMSOLL_TRACE_MODE", "off")
-        if self.mode not in ("off", "attribution", "armed"):
-            raise ValueError(f"PLIMSOLL_TRACE_MODE is '{self.mode}'; it must be off, attribution or armed")
+
+class Settings:
+    """What the environment asks for, or what is taken for a single task. Raises ValueError naming the variable."""
+
+    def __init__(self, environ, single=False):
+        self.mode = "attribution" if single else environ.get("PLIMSOLL_TRACE_MODE", "off")
+        if self.mode not in MODES:
+            raise ValueError(f"PLIMSOLL_TRACE_MODE is '{self.mode}'; it must be one of {', '.join(MODES)}")
         if self.mode == "off":
             return
-        if not environ.get("PLIMSOLL_TRACE_DIR"):
+        if not single and not environ.get("PLIMSOLL_TRACE_DIR"):
             raise ValueError("PLIMSOLL_TRACE_DIR is not set")
-        self.directory = Path(environ["PLIMSOLL_TRACE_DIR"])
+        self.directory, self.tasks_directory, windows = (
+            Path(environ[name]) if environ.get(name) else None
+            for name in ("PLIMSOLL_TRACE_DIR", "PLIMSOLL_TASKS_DIR", "PLIMSOLL_WINDOWS_DIR")
+        )
         self.unit = (environ.get("PLIMSOLL_UNIT") or "celery").replace("/", "_")
-        tasks = environ.get("PLIMSOLL_TASKS_DIR")
-        self.tasks_directory = Path(tasks) if tasks else None
+        self.request_path = windows / f"{self.unit}.json" if windows and self.directory else None
         numbers = {name: self._number(environ, name, default) for name, default in DEFAULTS.items()}
         self.arm_kb, self.window_s, self.cooldown_s = (numbers[name] for name in ("ARM_KB", "WINDOW_S", "COOLDOWN_S"))
         self.frames, self.top = max(1, int(numbers["FRAMES"])), max(1, int(numbers["TOP"]))
@@ -144,6 +204,8 @@ class Shares:
         self.ended = None
         self.growth = {}
         self.count = {}
+        # Whether two tasks ever ran at once.
+        self.together = False
 
     def tell(self, now):
         gained, self.last = now - self.last, now
@@ -156,6 +218,7 @@ class Shares:
 
     def start(self, name, now):
         self.tell(now)
+        self.together = self.together or bool(self.running)
         self.running[name] = self.running.get(name, 0) + 1
 
     def end(self, name, now):
@@ -165,6 +228,42 @@ class Shares:
             self.running[name] = left
         self.ended = name
         self.count[name] = self.count.get(name, 0) + 1
+
+
+class Request:
+    """A window that somebody asks for. Raises OSError or ValueError where there is none that is sound."""
+
+    def __init__(self, path):
+        # Whatever lies there must not hold up a task.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            asked = json.loads(os.read(descriptor, MAX_REQUEST_BYTES))
+        finally:
+            os.close(descriptor)
+        self.id = asked.get("id") if isinstance(asked, dict) else None
+        if not isinstance(self.id, str) or not re.fullmatch(r"[0-9A-Za-z-]{1,64}", self.id):
+            raise ValueError(f"{path} has no id")
+        self.until, self.window_s = (self._number(path, asked, name) for name in ("until", "window_s"))
+        self.frames = int(self._number(path, asked, "frames"))
+        if not (1 <= self.window_s <= MAX_WINDOW_S and 1 <= self.frames <= MAX_FRAMES):
+            raise ValueError(f"{path} asks for {self.window_s} seconds and {self.frames} frames")
+
+    @staticmethod
+    def _number(path, asked, name):
+        value = asked.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{path}: {name} is no number")
+        return value
+
+
+class Log:
+    """Where growth by task goes without a directory of records."""
+
+    def write(self, records):
+        for one in records:
+            logging.getLogger("plimsoll").info(
+                "memory of task %s: %+d KiB in %d runs", one["task"], one["rss_growth_kb"], one["count"]
+            )
 
 
 class Records:
@@ -215,22 +314,26 @@ class TraceLock:
     """The right to trace, which one process of a worker has at a time; its file holds when the last window ended.
 
     Or when it began, where the process was killed in it: a worker short of memory is not to trace from kill to kill.
+    And the request that it was opened for, of which there is to be one window.
     """
 
     def __init__(self, path):
         self.path = path
         self.descriptor = -1
+        self.request = ""
 
-    def acquire(self, cooldown_s):
-        """Whether it is ours now. Raises OSError."""
+    def acquire(self, cooldown_s, request=""):
+        """Whether it is ours now. Of a request, the cooldown does not matter. Raises OSError."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ended = os.pread(descriptor, 32, 0).strip()
+            ended, last, *_ = [*os.pread(descriptor, 128, 0).decode("ascii", "replace").split(), "", ""]
             # A clock that was set back must not shut tracing off.
-            if ended.isdigit() and 0 <= time.time() - int(ended) < cooldown_s:
+            cools = ended.isdecimal() and 0 <= time.time() - int(ended) < cooldown_s
+            if request == last if request else cools:
                 raise BlockingIOError
-            self._write_time(descriptor)
+            self.request = request or last
+            self._write(descriptor)
         except BlockingIOError:
             os.close(descriptor)
             return False
@@ -240,14 +343,13 @@ class TraceLock:
         self.descriptor = descriptor
         return True
 
-    @staticmethod
-    def _write_time(descriptor):
-        os.pwrite(descriptor, b"%d\n" % time.time(), 0)
+    def _write(self, descriptor):
+        os.ftruncate(descriptor, os.pwrite(descriptor, f"{int(time.time())} {self.request}\n".encode(), 0))
 
     def release(self):
         if self.descriptor >= 0:
             with contextlib.suppress(OSError):
-                self._write_time(self.descriptor)
+                self._write(self.descriptor)
             # A process that a task forked holds the same lock by its copy of the descriptor: closing is not enough.
             fcntl.flock(self.descriptor, fcntl.LOCK_UN)
             self.forget()
@@ -259,18 +361,28 @@ class TraceLock:
 
 
 class Window:
-    """tracemalloc from start() to close()."""
+    """tracemalloc from start() to close(). request: what asked for it, if anything did."""
 
-    def __init__(self):
+    def __init__(self, window_s, frames, request=None):
         self.opened = time.monotonic()
+        self.window_s, self.frames, self.request = window_s, frames, request
         # An application may trace for reasons of its own: then it is not ours to start or stop.
         self.ours = not tracemalloc.is_tracing()
 
-    def start(self, frames):
+    def prepare(self):
+        """What is held before it; number of objects that the garbage collector knows."""
+        if gc.isenabled():
+            gc.collect()
+        self.before = Held()
+        return self.before.number
+
+    def start(self):
         if self.ours:
-            tracemalloc.start(frames)
+            tracemalloc.start(self.frames)
         self.first = tracemalloc.take_snapshot() if traced_blocks() <= ENOUGH_BLOCKS else None
-        self.shares = Shares(tracemalloc.get_traced_memory()[0])
+        self.before.measure()
+        self.traced = tracemalloc.get_traced_memory()[0]
+        self.shares = Shares(self.traced)
 
     def age(self):
         return time.monotonic() - self.opened
@@ -285,25 +397,321 @@ class Window:
             blocks = traced_blocks()
             if self.first is None or blocks > TOO_MANY_BLOCKS:
                 return None, f"refused: {blocks} traced blocks are too many for a snapshot"
+            # Before anything of ours touches memory that a child shares, or takes some.
+            memory = measured()
             # Garbage in cycles is no leak where it is going to be collected.
-            if gc.isenabled():
-                gc.collect()
+            collected = gc.collect() if gc.isenabled() else 0
             traced = tracemalloc.get_traced_memory()[0]
             self.shares.tell(traced)
+            after = Held()
+            after.malloc, after.memory = memory
+            trimmed_kb = trim() if self.request else None
             second = tracemalloc.take_snapshot()
         finally:
             self.stop()
+        found = sites(self.first, second, top)
+        self.first = second = None
         return {
             "kind": "growth",
             "window_s": round(self.age(), 1),
+            "frames": self.frames,
             "traced_kb": _kb(traced),
-            "sites": sites(self.first, second, top),
+            "traced_growth_kb": _kb(traced - self.traced),
+            "sites": found,
             "tasks": {
                 # Those that have not ended yet are here too.
                 name: {"count": self.shares.count.get(name, 0), "traced_growth_kb": _kb(growth)}
                 for name, growth in self.shares.growth.items()
             },
+            "interleaved": self.shares.together,
+            "gc": {
+                "enabled": gc.isenabled(),
+                "thresholds": gc.get_threshold(),
+                "uncollectable": sum(one["uncollectable"] for one in gc.get_stats()),
+                "collected": collected,
+            },
+            **after.since(self.before, trimmed_kb),
         }, ""
+
+
+class Held:
+    """What a process holds, of all that is no matter of lines: objects, caches, descriptors, the allocator's memory."""
+
+    def __init__(self):
+        objects = gc.get_objects()
+        self.number = len(objects)
+        self.types, self.hoards, self.caches = {}, {}, {}
+        if self.number <= MANY_OBJECTS:
+            # By name, as a class that goes away must not be kept alive by us.
+            names = {}
+            counts = collections.Counter(map(type, objects))
+            self.types = {_type_name(one, names): count for one, count in counts.items()}
+            self.hoards = {id(one): len(one) for one in _containers(objects) if len(one) >= SMALL}
+            self.caches = {id(one): one.cache_info().currsize for one in objects if type(one) is _LRU_CACHE}
+        self.descriptors, self.paths = descriptors()
+        self.malloc = self.memory = None
+
+    def measure(self):
+        self.malloc, self.memory = measured()
+
+    def ours(self):
+        """Ids of what is held here, and is none of the application's."""
+        return {id(one) for one in (self.types, self.hoards, self.caches, self.descriptors, self.paths)}
+
+    def since(self, before, trimmed_kb):
+        """What was gained since then, as the growth record has it."""
+        types = [
+            (count - before.types.get(name, 0), name, count)
+            for name, count in self.types.items()
+            if not name.startswith((f"{__name__}.", "tracemalloc."))
+        ]
+        objects = [
+            {"type": name, "count": count, "growth": growth}
+            for growth, name, count in sorted(types, key=lambda one: (-one[0], one[1]))[:MOST_NAMED]
+            if growth > 0
+        ]
+        kinds = {
+            kind: {"count": self.descriptors[kind], "growth": self.descriptors[kind] - before.descriptors[kind]}
+            for kind in sorted({*self.descriptors, *before.descriptors})
+        }
+        paths = sorted(((count - before.paths[path], path, count) for path, count in self.paths.items()), reverse=True)
+        malloc = memory = None
+        if self.malloc and before.malloc:
+            malloc = {**_grown(self.malloc, before.malloc), "trimmed_kb": trimmed_kb}
+        if self.memory and before.memory:
+            memory = _grown(self.memory, before.memory)
+        return {
+            "objects": objects,
+            "chains": self._chains(objects),
+            "holders": self._holders(before),
+            "caches": self._caches(before),
+            "fds": {
+                "count": sum(self.descriptors.values()),
+                "growth": sum(self.descriptors.values()) - sum(before.descriptors.values()),
+                "kinds": kinds,
+                "paths": [
+                    {"path": path, "count": count, "growth": growth}
+                    for growth, path, count in paths[:MOST_NAMED]
+                    if growth > 0
+                ],
+            },
+            "malloc": malloc,
+            "memory": memory,
+        }
+
+    def _holders(self, before):
+        ours = self.ours() | before.ours()
+        grown = sorted(
+            (
+                (size - before.hoards.get(key, 0), size, key)
+                for key, size in self.hoards.items()
+                if size >= HOARD and key not in ours
+            ),
+            reverse=True,
+        )[:MOST_NAMED]
+        wanted = {key: (growth, size) for growth, size, key in grown if growth >= LEAST_GROWTH}
+        found = {id(one): one for one in _containers(gc.get_objects()) if id(one) in wanted} if wanted else {}
+        end, told = time.monotonic() + CHAIN_S, []
+        for one in sorted(found.values(), key=lambda one: -wanted[id(one)][0]):
+            growth, size = wanted[id(one)]
+            path = chain(one, end, {id(found)})
+            told.append({"type": type(one).__name__, "size": size, "growth": growth, "path": path})
+        return told
+
+    def _chains(self, objects):
+        if not objects or objects[0]["growth"] < LEAST_GROWTH:
+            return []
+        names, newest = {}, []
+        for one in gc.get_objects():
+            if _type_name(type(one), names) == objects[0]["type"]:
+                newest = [one]
+        return [chain(one, time.monotonic() + CHAIN_S, {id(newest)}) for one in newest]
+
+    def _caches(self, before):
+        grown = {key: size - before.caches.get(key, 0) for key, size in self.caches.items()}
+        grown = {key: growth for key, growth in grown.items() if growth > 0}
+        found = []
+        for one in gc.get_objects() if grown else []:
+            if id(one) in grown and type(one) is _LRU_CACHE:
+                name = f"{getattr(one, '__module__', '?')}.{getattr(one, '__qualname__', '?')}"
+                found.append({"name": name, "size": self.caches[id(one)], "growth": grown[id(one)]})
+                found[-1]["most"] = one.cache_info().maxsize
+        return sorted(found, key=lambda one: (-one["growth"], one["name"]))[:MOST_NAMED]
+
+
+_CONTAINERS = (dict, list, set, collections.OrderedDict, collections.defaultdict, collections.deque)
+_LRU_CACHE = type(functools.lru_cache(lambda: None))
+
+
+def _containers(objects):
+    """Those among these, and those that any small one of these refers to; some more than once.
+
+    CPython's collector does not know all: a dict of numbers and bytes is untracked. What large ones refer to is left
+    alone: whatever is looked at has its references counted, and a child that shares it with others has a copy then.
+    """
+    small = []
+    for one in objects:
+        if type(one) in _CONTAINERS:
+            if one is not objects and one is not small:
+                yield one
+            if len(one) >= HOARD and not _is_namespace(one):
+                continue
+        elif type(one) is tuple and len(one) >= HOARD:
+            continue
+        small.append(one)
+    for start in range(0, len(small), 10_000):
+        for one in gc.get_referents(*small[start : start + 10_000]):
+            if type(one) in _CONTAINERS and not gc.is_tracked(one):
+                yield one
+
+
+def _is_namespace(one):
+    return type(one) is dict and "__name__" in one and "__spec__" in one
+
+
+def _grown(now, before):
+    """{name_kb: …} with {name_growth_kb: …} besides."""
+    found = {}
+    for name, value in now.items():
+        found[name] = round(value)
+        found[name.replace("_kb", "_growth_kb")] = round(value - before[name])
+    return found
+
+
+def _type_name(one, names):
+    found = names.get(one)
+    if found is None:
+        module = one.__module__ if isinstance(one.__module__, str) else "?"
+        found = names[one] = one.__qualname__ if module == "builtins" else f"{module}.{one.__qualname__}"
+    return found
+
+
+def chain(target, end, ours):
+    """The way from a root down to an object, a text a step: module, then attributes with types, or types alone.
+
+    The shortest way that is found until `end` (time.monotonic()), by one pass over all objects a step. What is in
+    `ours`, ids, is not on it. No contents: keys of dicts may be customers' names.
+    """
+    modules = {id(vars(one)): name for name, one in list(sys.modules.items()) if isinstance(one, types.ModuleType)}
+    below, edge, reached = {id(target): None}, [target], target
+    ours = {*ours, id(below), id(modules)}
+    for _ in range(CHAIN_STEPS):
+        if time.monotonic() >= end:
+            break
+        known = {id(one) for one in edge}
+        ours |= {id(edge), id(known)}
+        found = []
+        for one in gc.get_referrers(*edge):
+            if id(one) in below or id(one) in ours or isinstance(one, types.FrameType):
+                continue
+            held = next((child for child in gc.get_referents(one) if id(child) in known), None)
+            if held is None:
+                continue
+            below[id(one)] = held
+            reached = one
+            if id(one) in modules:
+                return _steps(one, below, modules)
+            found.append(one)
+            if len(found) == CHAIN_WIDTH:
+                break
+        if not found:
+            break
+        edge = found
+        held = one = None
+    return _steps(reached, below, modules)
+
+
+def _steps(one, below, modules):
+    """What a way is called, from its root on."""
+    said = [f"module {modules[id(one)]}" if id(one) in modules else _type_name(type(one), {})]
+    while (held := below[id(one)]) is not None:
+        said.append(f"{_attribute(one, held, id(one) in modules)}{_type_name(type(held), {})}")
+        one = held
+    return said
+
+
+def _attribute(one, held, module):
+    """By which name an object holds another one, where it has one."""
+    try:
+        names = one if module else vars(one)
+    except TypeError:
+        return ""
+    name = next((name for name, value in list(names.items()) if value is held), None)
+    return f".{name}: " if isinstance(name, str) else ""
+
+
+def descriptors():
+    """Counts of open file descriptors by kind, and of files by path."""
+    kinds, paths = collections.Counter(socket=0, pipe=0, file=0, other=0), collections.Counter()
+    with contextlib.suppress(OSError):
+        for path in itertools.islice(Path("/proc/self/fd").iterdir(), MANY_DESCRIPTORS):
+            try:
+                target = str(path.readlink())
+            except OSError:
+                # That of the directory itself.
+                continue
+            kind = target.partition(":")[0]
+            kinds[kind if kind in ("socket", "pipe") else "file" if target.startswith("/") else "other"] += 1
+            if target.startswith("/"):
+                paths[target] += 1
+    return kinds, paths
+
+
+def measured():
+    """malloc_kb() and smaps_kb(), less what tracing itself takes."""
+    malloc, memory = malloc_kb(), smaps_kb()
+    own = tracemalloc.get_tracemalloc_memory() / 1024 if tracemalloc.is_tracing() else 0
+    if malloc:
+        malloc["used_kb"] -= own
+    if memory:
+        memory["private_kb"] -= own
+    return malloc, memory
+
+
+def smaps_kb():
+    """KiB of private and shared memory, None where the kernel does not tell."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return None
+    sizes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    return {
+        "private_kb": sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0),
+        "shared_kb": sizes.get("Shared_Clean", 0) + sizes.get("Shared_Dirty", 0),
+    }
+
+
+class _Mallinfo2(ctypes.Structure):
+    """mallinfo2(3)."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
+
+
+def malloc_kb():
+    """KiB that malloc has handed out and keeps free, in all its arenas; None without glibc 2.33 or later."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError):
+        return None
+    mallinfo2.restype = _Mallinfo2
+    found = mallinfo2()
+    return {"used_kb": (found.uordblks + found.hblkhd) / 1024, "free_kb": found.fordblks / 1024}
+
+
+def trim():
+    """KiB of RSS that malloc_trim(3) gives back to the kernel; None without glibc."""
+    try:
+        malloc_trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):
+        return None
+    before = resident_kb()
+    malloc_trim(ctypes.c_size_t(0))
+    return max(0, before - resident_kb())
+
+
+def resident_kb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_KB
 
 
 def _kb(size):
@@ -320,25 +728,25 @@ def sites(first, second, top):
     # What is ours and imports' is left out below and not by filter_traces(), which looks at every block.
     own = {tracemalloc.__file__, linecache.__file__, __file__, importlib.__file__, "<unknown>"}
     by = "lineno" if second.traceback_limit == 1 else "traceback"
-    found = []
-    for one in sorted(second.compare_to(first, by), key=lambda one: -one.size_diff):
+    # One line may be reached by several ways.
+    lines, ways = {}, {}
+    for one in second.compare_to(first, by):
         *callers, site = one.traceback
-        if len(found) == top or one.size_diff <= 0:
+        at = site.filename, site.lineno
+        size, count, growth = lines.get(at, (0, 0, 0))
+        lines[at] = size + one.size, count + one.count, growth + one.size_diff
+        if callers and one.size_diff > ways.get(at, (0, ()))[0]:
+            ways[at] = one.size_diff, callers
+    found = []
+    for (file, line), (size, count, growth) in sorted(lines.items(), key=lambda one: -one[1][2]):
+        if len(found) == top or growth <= 0:
             break
-        if site.filename in own or site.filename.startswith("<frozen importlib"):
+        if file in own or file.startswith("<frozen importlib"):
             continue
-        found.append(
-            {
-                "file": site.filename,
-                "line": site.lineno,
-                "function": function_at(site.filename, site.lineno),
-                "size_kb": _kb(one.size),
-                "count": one.count,
-                "growth_kb": _kb(one.size_diff),
-            }
-        )
-        if callers:
-            found[-1]["callers"] = [f"{frame.filename}:{frame.lineno}" for frame in reversed(callers)]
+        one = {"file": file, "line": line, "function": function_at(file, line)}
+        found.append({**one, "size_kb": _kb(size), "count": count, "growth_kb": _kb(growth)})
+        if (file, line) in ways:
+            found[-1]["callers"] = [f"{frame.filename}:{frame.lineno}" for frame in reversed(ways[file, line][1])]
     _functions.cache_clear()
     return found
 
@@ -379,17 +787,17 @@ class Process:
     def __init__(self, settings, give_up):
         self.settings, self.give_up = settings, give_up
         # Reentrant: a collection may run a finalizer of the application's that runs a task.
-        self.lock = threading.RLock()
+        self.lock = _original("_thread", "RLock")()
         self.statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        self.records = Records(settings.directory, settings.unit)
-        self.trace_lock = TraceLock(settings.directory / f".{settings.unit}.lock")
+        self.records = Records(settings.directory, settings.unit) if settings.directory else Log()
+        self.trace_lock = TraceLock(settings.directory / f".{settings.unit}.lock") if settings.directory else None
         self.shares = Shares(self.rss_kb())
         self.finished = 0
         self.floor_kb = None
         self.window = None
         # The window from before its start until after its stop, for a fork or a failure in between.
         self.tracing = None
-        self.retry_at = 0.0
+        self.retry_at = self.look_at = 0.0
         self.written = {}
         self.write_at = time.monotonic() + TASK_GROWTH_EVERY_S
         self.counter = self._open_counter()
@@ -442,14 +850,36 @@ class Process:
             if time.monotonic() >= self.write_at:
                 self.write_growth()
             if self.window:
-                if self.window.age() >= self.settings.window_s:
+                if self.window.age() >= self.window.window_s:
                     self.close_window("window over")
                 elif traced_blocks() > ENOUGH_BLOCKS:
                     self.close_window("many blocks")
-            elif self.settings.mode == "armed" and self.finished >= WARM_TASKS:
-                self.floor_kb = rss if self.floor_kb is None else min(self.floor_kb, rss)
-                if rss - self.floor_kb >= self.settings.arm_kb and time.monotonic() >= self.retry_at:
-                    self.open_window(rss)
+            else:
+                self._open_if_due(rss)
+
+    def _open_if_due(self, rss):
+        settings, now = self.settings, time.monotonic()
+        if settings.request_path and now >= self.look_at:
+            self.look_at = now + LOOK_EVERY_S
+            request = self.request()
+            if request and time.time() < request.until and self.open_window(rss, request):
+                return
+        if self.finished < WARM_TASKS or settings.mode == "attribution":
+            return
+        self.floor_kb = rss if self.floor_kb is None else min(self.floor_kb, rss)
+        grown = settings.mode == "always" or rss - self.floor_kb >= settings.arm_kb
+        if grown and now >= self.retry_at:
+            self.open_window(rss)
+
+    def request(self):
+        """What is asked for, if anything is."""
+        try:
+            return Request(self.settings.request_path)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            _complain("a request for a window is passed over", error)
+            return None
 
     def write_growth(self):
         """The task_growth records of those tasks that ran since the last time."""
@@ -464,28 +894,39 @@ class Process:
                 for name in ran
             )
 
-    def open_window(self, rss):
-        self.retry_at = time.monotonic() + RETRY_S
+    def open_window(self, rss, request=None):
+        """Whether it is open now."""
+        settings = self.settings
         try:
-            if not self.trace_lock.acquire(self.settings.cooldown_s):
-                return
+            # Where all are to be traced, each process is.
+            if request or settings.mode != "always":
+                self.retry_at = time.monotonic() + RETRY_S
+                if not self.trace_lock.acquire(settings.cooldown_s, request.id if request else ""):
+                    return False
         except OSError as error:
             _complain("no window is opened", error)
-            return
-        settings = self.settings
-        opened = {"rss_kb": rss, "floor_kb": self.floor_kb, "frames": settings.frames, "window_s": settings.window_s}
-        self.records.write([{"kind": "window_open", **opened}])
-        self.tracing = Window()
-        self.tracing.start(settings.frames)
-        self.tracing.shares.running.update(self.shares.running)
+            return False
+        asked = request or settings
+        self.tracing = window = Window(asked.window_s, asked.frames, request)
+        opened = {"rss_kb": rss, "floor_kb": self.floor_kb, "frames": asked.frames, "window_s": asked.window_s}
+        self._write_of(window, [{"kind": "window_open", **opened, "gc_objects": window.prepare()}])
+        window.start()
+        window.shares.running.update(self.shares.running)
         # After the first snapshot and before the second: what those leave behind is no growth of the application's.
-        self.tracing.rss_kb = self.rss_kb()
-        self.window = self.tracing
-        threading.Thread(target=self._watch, args=(self.window,), name="plimsoll_bootstrap", daemon=True).start()
+        window.rss_kb = self.rss_kb()
+        self.window = window
+        # Not one of gevent's or eventlet's, which waits as long as a task blocks.
+        _original("_thread", "start_new_thread")(self._watch, (window, _original("time", "sleep")))
+        return True
 
-    def _watch(self, window):
+    def _write_of(self, window, records):
+        """Write records of a window, with the request that it was opened for."""
+        head = {"id": window.request.id} if window.request else {}
+        self.records.write({**record, **head} for record in records)
+
+    def _watch(self, window, sleep):
         while self.window is window:
-            time.sleep(min(WATCH_EVERY_S, self.settings.window_s))
+            sleep(min(WATCH_EVERY_S, window.window_s))
             self.on_watch(window)
 
     @_guarded
@@ -494,10 +935,16 @@ class Process:
         with self.lock:
             if self.window is not window:
                 return
-            if window.age() >= self.settings.window_s * (2 if self.shares.running else 1):
+            if window.request and self._called_off(window):
+                self.close_window("called off")
+            elif window.age() >= window.window_s * (2 if self.shares.running else 1):
                 self.close_window("window over")
             elif traced_blocks() > TOO_MANY_BLOCKS:
                 self.close_window("many blocks")
+
+    def _called_off(self, window):
+        request = self.request()
+        return request is None or request.id != window.request.id
 
     def close_window(self, reason):
         window, self.window = self.window, None
@@ -509,7 +956,7 @@ class Process:
             growth["rss_growth_kb"] = rss - window.rss_kb
         rss = self.rss_kb()
         closed = {"kind": "window_close", "reason": refused or reason, "rss_kb": rss}
-        self.records.write([growth, closed] if growth else [closed])
+        self._write_of(window, [growth, closed] if growth else [closed])
         self.trace_lock.release()
         # What the window itself left behind is no task's growth; and the next window needs growth of its own.
         self.shares.last = self.floor_kb = rss
@@ -529,11 +976,13 @@ class Process:
         with self.lock:
             self.window = None
             self._stop_tracing()
-            self.trace_lock.release()
+            if self.trace_lock:
+                self.trace_lock.release()
 
     def forget(self):
         """In a process forked from this one, which is not this one's concern. Another thread may have had the lock."""
-        self.trace_lock.forget()
+        if self.trace_lock:
+            self.trace_lock.forget()
         self._stop_tracing()
 
     def _stop_tracing(self):
@@ -549,13 +998,15 @@ class Bootstrap:
     """The receivers of Celery's signals."""
 
     def __init__(self):
-        self.settings = None
+        # Of a worker that is watched as a whole, and of single tasks.
+        self.settings = self.single = None
+        self.gave_up = False
         self._begin()
 
     def _begin(self):
         self.process = None
         # Reentrant for the same reason as that of Process.
-        self.creating = threading.RLock()
+        self.creating = _original("_thread", "RLock")()
 
     @_guarded
     def install(self):
@@ -564,16 +1015,23 @@ class Bootstrap:
         if settings.mode == "off":
             return
         from celery import signals
+        from celery.worker.control import control_command
 
         signals.task_prerun.connect(self.on_task_prerun, weak=False)
         signals.task_postrun.connect(self.on_task_postrun, weak=False)
+        control_command(args=[("window_s", float), ("frames", int)], signature="[window_s [frames]]")(plimsoll_window)
+        self._connect(signals)
+        self.settings = settings
+
+    def _connect(self, signals):
+        """What single tasks need as well."""
         signals.worker_process_shutdown.connect(self.on_shutdown, weak=False)
         signals.worker_shutdown.connect(self.on_shutdown, weak=False)
         os.register_at_fork(after_in_child=self.on_fork)
-        self.settings = settings
 
     def give_up(self, error):
-        self.settings = None
+        self.settings = self.single = None
+        self.gave_up = True
         _complain("switched off", f"{type(error).__name__}: {error}")
         if self.process:
             with contextlib.suppress(Exception):
@@ -581,13 +1039,15 @@ class Bootstrap:
 
     @_guarded
     def on_task_prerun(self, task=None, **_):
-        if not self.settings:
-            return
+        if self.settings:
+            self._start(self.settings, task.name)
+
+    def _start(self, settings, name):
         # At the first task: in a prefork worker's main process, where none runs, there is nothing of ours.
         with self.creating:
             if self.process is None:
-                self.process = Process(self.settings, self.give_up)
-        self.process.start(task.name)
+                self.process = Process(settings, self.give_up)
+        self.process.start(name)
 
     @_guarded
     def on_task_postrun(self, task=None, **_):
@@ -595,8 +1055,25 @@ class Bootstrap:
             self.process.end(task.name)
 
     @_guarded
+    def start_single(self, name):
+        """A task of @track_memory or MemoryTrackingTask begins. Where all are watched, this one is already."""
+        if self.settings or self.gave_up:
+            return
+        if self.single is None:
+            from celery import signals
+
+            self.single = Settings(os.environ, single=True)
+            self._connect(signals)
+        self._start(self.single, name)
+
+    @_guarded
+    def end_single(self, name):
+        if self.single and self.process:
+            self.process.end(name)
+
+    @_guarded
     def on_shutdown(self, **_):
-        if self.settings and self.process:
+        if self.process and not self.gave_up:
             self.process.shut_down()
 
     @_guarded
@@ -606,6 +1083,72 @@ class Bootstrap:
         self._begin()
         if inherited:
             inherited.forget()
+
+    def ask(self, window_s=None, frames=None):
+        """Ask for a window, as PLIMSOLL_WINDOWS_DIR describes it; what to answer to the remote control."""
+        settings = self.settings
+        if not settings or not settings.request_path:
+            return {"error": "PLIMSOLL_WINDOWS_DIR is not set, or the bootstrap is switched off"}
+        asked = {
+            "id": os.urandom(8).hex(),
+            "window_s": settings.window_s if window_s is None else float(window_s),
+            "frames": settings.frames if frames is None else int(frames),
+            "until": time.time() + PATIENCE_S,
+        }
+        part = settings.request_path.with_suffix(f".{os.getpid()}.part")
+        try:
+            part.write_text(json.dumps(asked))
+            Request(part)
+            part.replace(settings.request_path)
+        except (OSError, ValueError) as error:
+            part.unlink(missing_ok=True)
+            return {"error": str(error)}
+        return {"ok": f"window {asked['id']}, {asked['window_s']:g} s: the next process that ends a task opens it"}
+
+
+def plimsoll_window(state, window_s=None, frames=None):
+    """Open a tracing window in one process of the worker."""
+    return bootstrap.ask(window_s, frames)
+
+
+def track_memory(function):
+    """Watches the growth of one task, below @app.task, in a worker whose environment asks for nothing.
+
+    It goes to PLIMSOLL_TRACE_DIR or, without one, to the logger "plimsoll" as INFO, at most every TASK_GROWTH_EVERY_S.
+    """
+    name = f"{function.__module__}.{function.__qualname__}"
+
+    @functools.wraps(function)
+    def tracked(*args, **kwargs):
+        bootstrap.start_single(name)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            bootstrap.end_single(name)
+
+    return tracked
+
+
+def __getattr__(name):
+    # Celery is imported by whoever asks for it, and not by the import of this file.
+    if name != "MemoryTrackingTask":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from celery import Task
+
+    class MemoryTrackingTask(Task):
+        """A base class of tasks whose growth is watched, as @track_memory does."""
+
+        abstract = True
+
+        def __call__(self, *args, **kwargs):
+            bootstrap.start_single(self.name)
+            try:
+                return super().__call__(*args, **kwargs)
+            finally:
+                bootstrap.end_single(self.name)
+
+    globals()[name] = MemoryTrackingTask
+    return MemoryTrackingTask
 
 
 bootstrap = Bootstrap()
