@@ -1,4 +1,4 @@
-"""The plimsoll command. `plimsoll analyse PATH...` judges samples without Ansible; `ingest` is collect.yml's own."""
+"""The plimsoll command. `plimsoll analyse PATH...` judges samples without Ansible; other verbs are the playbooks'."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from . import __version__, report
+from . import __version__, canaries, report
 from .files import write_whole
 from .findings import Findings, findings, leaking
 from .formats import HostData, InputError, files_of, read_host
@@ -102,11 +103,15 @@ def _json(document: Findings) -> str:
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def take_in(given: argparse.Namespace) -> int:
+def _asked() -> Any:
     try:
-        asked = json.load(sys.stdin)
+        return json.load(sys.stdin)
     except ValueError as error:
         raise InputError(f"standard input: {error}") from None
+
+
+def take_in(given: argparse.Namespace) -> int:
+    asked = _asked()
     if not isinstance(asked, list) or not all(map(_askable, asked)):
         raise InputError("standard input: needs a list of objects with host, and sha256 or reason")
     hosts = ingest(given.inbox, given.store, asked, given.max_bytes)
@@ -117,6 +122,19 @@ def take_in(given: argparse.Namespace) -> int:
 
 def _askable(one: object) -> bool:
     return isinstance(one, dict) and bool(one.get("host")) and bool(one.get("sha256") or one.get("reason"))
+
+
+def choose(given: argparse.Namespace) -> int:
+    document = canaries.read_findings(given.findings)
+    limits = {"window_s": given.window_s, "max_age_h": given.max_age_h, "again": given.all}
+    _say(json.dumps(canaries.plan(document, _asked(), **limits, now=time.time())))
+    return DONE
+
+
+def tell(given: argparse.Namespace) -> int:
+    asked = _asked()
+    _say(json.dumps(canaries.result(asked["plan"], asked["came"], canaries.read_findings(given.findings))))
+    return DONE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -139,6 +157,15 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--store", type=Path, required=True)
     two.add_argument("--max-bytes", type=int, required=True, help="of one host, unpacked")
     two.set_defaults(run=take_in)
+    three = verbs.add_parser("canaries", help="say which workers to trace (diagnose.yml does)")
+    three.add_argument("findings", type=Path, metavar="FINDINGS.JSON")
+    three.add_argument("--window-s", type=int, required=True)
+    three.add_argument("--max-age-h", type=float, required=True, help="of the findings")
+    three.add_argument("--all", action="store_true", help="those too whose line is known")
+    three.set_defaults(run=choose)
+    four = verbs.add_parser("diagnosed", help="say what their windows showed (diagnose.yml does)")
+    four.add_argument("findings", type=Path, metavar="FINDINGS.JSON")
+    four.set_defaults(run=tell)
     return top
 
 

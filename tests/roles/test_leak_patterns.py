@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from celery import Celery
-from plimsoll.diagnose import culprits, leak_class
+from plimsoll.diagnose import culprits, gains, leak_class
 from test_tracemalloc_bootstrap import UNIT, unit_environment
 
 LAB = Path(__file__).resolve().parents[1] / "lab"
@@ -228,7 +228,7 @@ def test_so_it_is_in_every_pool(traced: Callable[..., Window], pool: str) -> Non
 @pytest.mark.parametrize("task", OTHERS)
 def test_other_leaks_are_told_by_their_kind(traced: Callable[..., Window], task: str) -> None:
     window = traced("prefork" if task == "copy_on_write" else "solo", task)
-    assert leak_class([window.growth]) == OTHERS[task]
+    assert leak_class([window.growth]) == OTHERS[task], gains([window.growth])
 
 
 def test_the_mended_ones_are_no_leak(traced: Callable[..., Window]) -> None:
@@ -236,5 +236,5 @@ def test_the_mended_ones_are_no_leak(traced: Callable[..., Window]) -> None:
         ours = [one for one in window.growth["sites"] if one["file"] in (str(LEAKS), str(LIBRARY))]
         assert sum(one["growth_kb"] for one in ours) < KEPT_KB
         assert [one for one in culprits([window.growth]) if one["file"]] == []
-        assert leak_class([window.growth]) == "unknown"
+        assert leak_class([window.growth]) == "unknown", gains([window.growth])
         assert window.growth["fds"]["growth"] == 0
