@@ -20,6 +20,8 @@ MOST_CULPRITS = 3
 LEAST_SITE_KB = 32.0
 # Of what memory gained while it was traced, what an explanation must account for to be called the cause.
 EXPLAINED = 0.5
+# Of what lines hold, what RSS must have gained for it to have been added, and not put in the place of something.
+TURNOVER = 0.25
 # Gained by less than this in all windows, an allocator's chunks and a first call to something tell as much, KiB.
 LEAST_GAIN_KB = 1024.0
 # Of the growth of the largest hold, what is worth a word.
@@ -61,12 +63,13 @@ _ADVICE = {
         "python-objects",
     ),
     Kind.NATIVE: (
-        "a library allocates it outside of Python: `memray attach --native --aggregate -o leak.bin PID` on the host"
-        " names the call; until then max_memory_per_child gives the memory back",
+        "a library allocates it outside of Python: `memray attach --native --aggregate --duration 60 -o leak.bin PID`"
+        " on the host names the call; until then max_memory_per_child gives the memory back",
         "native",
     ),
     Kind.FRAGMENTATION: (
-        "free memory that malloc cannot give back: jemalloc by LD_PRELOAD, or MALLOC_ARENA_MAX=2, in the unit",
+        "free memory that malloc cannot give back: hold less at once; or jemalloc by LD_PRELOAD with"
+        " MALLOC_CONF=background_thread:true in the unit, or in the pool threads MALLOC_ARENA_MAX=2",
         "fragmentation",
     ),
     Kind.FILE_DESCRIPTORS: (
@@ -257,6 +260,8 @@ def leak_class(records: Sequence[Trace]) -> Kind:
     if gained.private >= LEAST_GAIN_KB and -gained.shared >= EXPLAINED * gained.private:
         return Kind.COPY_ON_WRITE
     if gained.objects > 0 and gained.objects >= EXPLAINED * gained.rss and _matters(windows):
+        if _turns_over(gained):
+            return Kind.UNKNOWN
         return Kind.CACHE_FILLING if _filling(windows) else Kind.PYTHON_OBJECTS
     left = gained.rss - gained.objects
     if left < LEAST_GAIN_KB:
@@ -267,6 +272,11 @@ def leak_class(records: Sequence[Trace]) -> Kind:
         return Kind.FRAGMENTATION
     # Neither Python's nor malloc's, where those were asked: a library's own mapping.
     return Kind.NATIVE if any(window.get("malloc") for window in windows) else Kind.UNKNOWN
+
+
+def _turns_over(gained: Gains) -> bool:
+    """Whether lines hold far more than RSS gained: what a full cache replaces was allocated before the window."""
+    return gained.rss < TURNOVER * gained.objects
 
 
 def _matters(windows: Sequence[Trace]) -> bool:
@@ -324,6 +334,8 @@ def evidence(records: Sequence[Trace]) -> list[str]:
         f"traced for {seconds:.0f} s: RSS gained {_mib(gained.rss)}, and Python's lines {_mib(gained.objects)}"
         + (f", malloc besides {_mib(gained.malloc)} in use and {_mib(gained.free)} free" if last.get("malloc") else "")
     )
+    if gained.objects >= LEAST_GAIN_KB and _turns_over(gained):
+        said.append("so it filled memory that was free within the process, or took the place of what was there before")
     if gained.trimmed >= LEAST_GAIN_KB:
         said.append(f"malloc_trim() gave {_mib(gained.trimmed)} back to the kernel")
     if gained.private >= LEAST_GAIN_KB and gained.shared <= -LEAST_GAIN_KB:

@@ -56,7 +56,7 @@ growth        window_s (seconds it took), frames, rss_growth_kb (KiB that RSS ga
               fds: {count, growth, kinds: {socket, pipe, file, other: {count, growth}}, paths: [{path, count, growth}]}.
               malloc: {used_kb, used_growth_kb, free_kb, free_growth_kb (KiB as mallinfo2(3) has them), trimmed_kb (what
               malloc_trim(3) gave back at the end; null: not tried)}, or null.
-              memory: {private_kb, private_growth_kb, shared_kb, shared_growth_kb} as proc(5)'s smaps_rollup, or null.
+              memory: {private_kb, private_growth_kb, shared_kb, shared_growth_kb}, of dirty pages, or null.
 window_close  reason: window over | many blocks | process ends | called off | refused: … (no growth record then); rss_kb
               (KiB).
 """
@@ -114,6 +114,8 @@ MANY_OBJECTS = 3_000_000
 MANY_DESCRIPTORS = 20_000
 # A container of fewer entries is no hoard; of a smaller one it does not matter how few they were before.
 HOARD, SMALL = 64, 16
+# Python itself takes more from malloc.
+LEAST_MALLOC_BYTES = 1 << 20
 # Of types, holders, caches and paths in a record.
 MOST_NAMED = 5
 # Of a way up to a root: steps, referrers that are followed at each, seconds in all.
@@ -669,15 +671,18 @@ def measured():
 
 
 def smaps_kb():
-    """KiB of private and shared memory, None where the kernel does not tell."""
+    """KiB of private and shared memory that was written to, None where the kernel does not tell.
+
+    What is clean is files': a library is shared, or not, as other processes come and go.
+    """
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
     except OSError:
         return None
     sizes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
     return {
-        "private_kb": sizes.get("Private_Clean", 0) + sizes.get("Private_Dirty", 0),
-        "shared_kb": sizes.get("Shared_Clean", 0) + sizes.get("Shared_Dirty", 0),
+        "private_kb": sizes.get("Private_Dirty", 0),
+        "shared_kb": sizes.get("Shared_Dirty", 0),
     }
 
 
@@ -696,6 +701,9 @@ def malloc_kb():
         return None
     mallinfo2.restype = _Mallinfo2
     found = mallinfo2()
+    if found.uordblks + found.hblkhd < LEAST_MALLOC_BYTES:
+        # Another one has taken its place, as jemalloc by LD_PRELOAD.
+        return None
     return {"used_kb": (found.uordblks + found.hblkhd) / 1024, "free_kb": found.fordblks / 1024}
 
 
