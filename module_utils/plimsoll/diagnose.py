@@ -24,6 +24,8 @@ EXPLAINED = 0.5
 TURNOVER = 0.25
 # Gained by less than this in all windows, an allocator's chunks and a first call to something tell as much, KiB.
 LEAST_GAIN_KB = 1024.0
+# The bootstrap writes no more than these of holders, and of steps of a way.
+MOST_HOLDS, MOST_STEPS = 5, 16
 # Of the growth of the largest hold, what is worth a word.
 SLIGHT = 0.25
 # Celery's own containers are bounded, and say nothing of an application.
@@ -310,12 +312,12 @@ def holds(records: Sequence[Trace]) -> list[Hold]:
         {
             "type": printable(one["type"]),
             "growth": int(one["growth"]),
-            "path": [printable(step) for step in one["path"]],
+            "path": [printable(step) for step in one["path"][:MOST_STEPS]],
         }
-        for one in last.get("holders", [])
+        for one in last.get("holders", [])[:MOST_HOLDS]
     ]
-    for one, path in zip(last.get("objects", []), last.get("chains", [])):
-        steps = [printable(step) for step in path]
+    for one, path in zip(last.get("objects", []), last.get("chains", [])[:MOST_HOLDS]):
+        steps = [printable(step) for step in path[:MOST_STEPS]]
         found.append({"type": printable(one["type"]), "growth": int(one["growth"]), "path": steps})
     # A way that begins nowhere tells nothing, and a handful beside thousands is by the way.
     found = [one for one in found if len(one["path"]) > 1 and _of_the_application(one["path"])]
@@ -341,8 +343,9 @@ def evidence(records: Sequence[Trace]) -> list[str]:
     if gained.private >= LEAST_GAIN_KB and gained.shared <= -LEAST_GAIN_KB:
         said.append(f"{_mib(gained.private)} became private, and {_mib(-gained.shared)} is shared no more")
     if gained.descriptors >= LEAST_DESCRIPTORS:
-        kinds = [f"{_count(one['growth'])} {kind}" for kind, one in last["fds"]["kinds"].items() if one["growth"] > 0]
-        paths = [f"{_count(one['growth'])} of {printable(one['path'])}" for one in last["fds"]["paths"][:2]]
+        opened = max((one["fds"] for one in windows if one.get("fds")), key=lambda one: one["growth"])
+        kinds = [f"{_count(one['growth'])} {kind}" for kind, one in opened["kinds"].items() if one["growth"] > 0]
+        paths = [f"{_count(one['growth'])} of {printable(one['path'])}" for one in opened["paths"][:2]]
         said.append(f"file descriptors left open: {printable(', '.join([*kinds, *paths]))}")
     for one in last.get("caches", [])[:1]:
         bound = "without a bound" if one["most"] is None else f"of at most {_count(one['most'])}"

@@ -49,7 +49,11 @@ _NAME = re.compile(r"\.(csv|jsonl)([.-]\d+)*(\.gz)?$")
 
 def printable(text: Any, most: int = 200) -> str:
     """A string that a host sent, fit for a terminal: no control or direction characters, and no longer than most."""
-    shown = str(text)[: most + 1]
+    try:
+        shown = str(text)[: most + 1]
+    except (RecursionError, ValueError):
+        # Lists in lists, or a number of thousands of digits.
+        return "?"
     if not shown.isprintable():
         # Halves of surrogate pairs, which JSON can hold and no file, are among them.
         shown = "".join(char if char.isprintable() else "?" for char in shown)

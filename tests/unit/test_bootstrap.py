@@ -18,7 +18,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -947,3 +947,98 @@ def test_trouble_of_ours_does_not_fail_a_single_task(
     tracked()
     assert calls == [1, 1]
     assert capfd.readouterr().err.count("switched off: ZeroDivisionError") == 1
+
+
+# ---- what an application may be made of ----
+
+
+def test_nothing_is_asked_that_runs_code_of_the_application() -> None:
+    asked: list[str] = []
+
+    class Meta(type):
+        def __hash__(cls) -> int:
+            asked.append("hash")
+            raise RuntimeError
+
+        def __eq__(cls, other: object) -> bool:
+            asked.append("eq")
+            raise RuntimeError
+
+        @property
+        def __module__(cls) -> str:  # type: ignore[override]
+            asked.append("module")
+            raise RuntimeError
+
+    class Odd(metaclass=Meta):
+        @property
+        def __class__(self) -> type:  # type: ignore[override]
+            asked.append("class")
+            raise RuntimeError
+
+        @property
+        def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+            asked.append("dict")
+            raise RuntimeError
+
+        def __len__(self) -> int:
+            asked.append("len")
+            raise RuntimeError
+
+    class Lazy(ModuleType):
+        def __getattribute__(self, name: str) -> Any:
+            asked.append(f"module {name}")
+            raise RuntimeError
+
+    sys.modules["lazy_of_bootstrap"] = lazy = Lazy("lazy_of_bootstrap")
+    asked.clear()
+    try:
+        odd = [Odd() for _ in range(200)]
+        SEEN["odd"] = odd  # type: ignore[index]
+        found = record_of(lambda: [Odd() for _ in range(300)])
+        path = plimsoll_bootstrap.chain(odd[0], time.monotonic() + 5, set())
+    finally:
+        del sys.modules["lazy_of_bootstrap"]
+        SEEN.clear()
+    assert asked == [] and lazy is not None
+    assert found["objects"][0]["growth"] == 300 and found["objects"][0]["type"].endswith("Odd")
+    assert path[:2] == [f"module {__name__}", ".SEEN: dict"]
+
+
+def test_a_dict_that_is_its_own_namespace_tells_no_key() -> None:
+    class Record(dict[str, Any]):
+        def __init__(self, **values: Any) -> None:
+            super().__init__(**values)
+            self.__dict__ = self
+
+    ticket = Ticket()
+    SEEN["customers"] = Record(jane_doe=ticket)  # type: ignore[index]
+    path = plimsoll_bootstrap.chain(ticket, time.monotonic() + 5, set())
+    SEEN.clear()
+    assert path[0] == f"module {__name__}" and not any("jane" in step for step in path)
+
+
+def test_types_of_the_same_name_are_counted_together() -> None:
+    def make() -> type:
+        class Row:
+            pass
+
+        return Row
+
+    found = record_of(lambda: [[make()() for _ in range(50)], [make()() for _ in range(50)]])
+    [row] = [one for one in found["objects"] if one["type"].endswith("Row")]
+    assert row["growth"] == 100
+
+
+def test_a_request_that_was_served_and_stays_does_not_keep_an_armed_worker_from_tracing(
+    asked: Callable[..., Running],
+) -> None:
+    one = asked("armed")
+    one.run()
+    one.process.close_window("window over")
+    # As of long ago, so that it has cooled down.
+    one.process.trace_lock.path.write_text("0 a1")
+    one.process.look_at = 0.0
+    one.run(times=plimsoll_bootstrap.WARM_TASKS)
+    one.process.look_at = 0.0
+    one.run(grows=10 * MB)
+    assert one.process.window and one.process.window.request is None

@@ -328,3 +328,17 @@ def test_windows_of_several_processes_are_summed() -> None:
 )
 def test_without_a_window_in_which_rss_grew_the_class_is_not_known(records: list[dict[str, Any]]) -> None:
     assert leak_class(records) == "unknown"
+
+
+def test_what_a_host_sends_without_end_is_cut() -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    steps = ["module shop"] + ["x" * 500] * 10_000
+    hold = {"type": deep, "size": 9, "growth": 9, "path": steps}
+    (found, *_) = holds([told(0, holders=[hold] * 10_000)])
+    assert len(found["path"]) == 16 and found["type"] == "?"
+    # One window saw descriptors, and the last one not.
+    first, last = told(MB, fds={"file": 20}), {**told(MB), "time": 99}
+    del last["fds"]
+    assert "file descriptors left open: 20 file" in evidence([first, last])

@@ -442,12 +442,15 @@ class Held:
     def __init__(self):
         objects = gc.get_objects()
         self.number = len(objects)
-        self.types, self.hoards, self.caches = {}, {}, {}
-        if self.number <= MANY_OBJECTS:
-            # By name, as a class that goes away must not be kept alive by us.
-            names = {}
-            counts = collections.Counter(map(type, objects))
-            self.types = {_type_name(one, names): count for one, count in counts.items()}
+        self.types, self.hoards, self.caches = collections.Counter(), {}, {}
+        self.looked = self.number <= MANY_OBJECTS
+        if self.looked:
+            # By id, as a metaclass may say how its classes are hashed; then by name, to keep no class alive.
+            counts = collections.Counter(map(id, map(type, objects)))
+            kinds = dict(zip(map(id, map(type, objects)), map(type, objects)))
+            for key, count in counts.items():
+                self.types[_type_name(kinds[key])] += count
+            del kinds
             self.hoards = {id(one): len(one) for one in _containers(objects) if len(one) >= SMALL}
             self.caches = {id(one): one.cache_info().currsize for one in objects if type(one) is _LRU_CACHE}
         self.descriptors, self.paths = descriptors()
@@ -463,9 +466,9 @@ class Held:
     def since(self, before, trimmed_kb):
         """What was gained since then, as the growth record has it."""
         types = [
-            (count - before.types.get(name, 0), name, count)
+            (count - before.types[name], name, count)
             for name, count in self.types.items()
-            if not name.startswith((f"{__name__}.", "tracemalloc."))
+            if before.looked and not name.startswith((f"{__name__}.", "tracemalloc."))
         ]
         objects = [
             {"type": name, "count": count, "growth": growth}
@@ -485,8 +488,8 @@ class Held:
         return {
             "objects": objects,
             "chains": self._chains(objects),
-            "holders": self._holders(before),
-            "caches": self._caches(before),
+            "holders": self._holders(before) if before.looked else [],
+            "caches": self._caches(before) if before.looked else [],
             "fds": {
                 "count": sum(self.descriptors.values()),
                 "growth": sum(self.descriptors.values()) - sum(before.descriptors.values()),
@@ -525,7 +528,9 @@ class Held:
             return []
         names, newest = {}, []
         for one in gc.get_objects():
-            if _type_name(type(one), names) == objects[0]["type"]:
+            kind = type(one)
+            name = names.get(id(kind)) or names.setdefault(id(kind), _type_name(kind))
+            if name == objects[0]["type"]:
                 newest = [one]
         return [chain(one, time.monotonic() + CHAIN_S, {id(newest)}) for one in newest]
 
@@ -535,13 +540,15 @@ class Held:
         found = []
         for one in gc.get_objects() if grown else []:
             if id(one) in grown and type(one) is _LRU_CACHE:
-                name = f"{getattr(one, '__module__', '?')}.{getattr(one, '__qualname__', '?')}"
+                named = _names(one) or {}
+                name = f"{named.get('__module__', '?')}.{named.get('__qualname__', '?')}"
                 found.append({"name": name, "size": self.caches[id(one)], "growth": grown[id(one)]})
                 found[-1]["most"] = one.cache_info().maxsize
         return sorted(found, key=lambda one: (-one["growth"], one["name"]))[:MOST_NAMED]
 
 
-_CONTAINERS = (dict, list, set, collections.OrderedDict, collections.defaultdict, collections.deque)
+# By id, as a metaclass may say what its classes are equal to.
+_CONTAINERS = frozenset(map(id, (dict, list, set, collections.OrderedDict, collections.defaultdict, collections.deque)))
 _LRU_CACHE = type(functools.lru_cache(lambda: None))
 
 
@@ -551,24 +558,20 @@ def _containers(objects):
     CPython's collector does not know all: a dict of numbers and bytes is untracked. What large ones refer to is left
     alone: whatever is looked at has its references counted, and a child that shares it with others has a copy then.
     """
-    small = []
+    small, modules = [], _modules()
     for one in objects:
-        if type(one) in _CONTAINERS:
+        if id(type(one)) in _CONTAINERS:
             if one is not objects and one is not small:
                 yield one
-            if len(one) >= HOARD and not _is_namespace(one):
+            if len(one) >= HOARD and id(one) not in modules:
                 continue
         elif type(one) is tuple and len(one) >= HOARD:
             continue
         small.append(one)
     for start in range(0, len(small), 10_000):
         for one in gc.get_referents(*small[start : start + 10_000]):
-            if type(one) in _CONTAINERS and not gc.is_tracked(one):
+            if id(type(one)) in _CONTAINERS and not gc.is_tracked(one):
                 yield one
-
-
-def _is_namespace(one):
-    return type(one) is dict and "__name__" in one and "__spec__" in one
 
 
 def _grown(now, before):
@@ -580,12 +583,28 @@ def _grown(now, before):
     return found
 
 
-def _type_name(one, names):
-    found = names.get(one)
-    if found is None:
-        module = one.__module__ if isinstance(one.__module__, str) else "?"
-        found = names[one] = one.__qualname__ if module == "builtins" else f"{module}.{one.__qualname__}"
-    return found
+# What follows asks objects for nothing, as they may run code to answer: the descriptors of CPython's own types do not.
+
+
+def _type_name(one):
+    module, name = (type.__dict__[what].__get__(one) for what in ("__module__", "__qualname__"))
+    return name if module == "builtins" else f"{module if type(module) is str else '?'}.{name}"
+
+
+def _names(one):
+    """An object's own __dict__; None where it has none, or one that is made up."""
+    for base in type.__dict__["__mro__"].__get__(type(one)):
+        found = type.__dict__["__dict__"].__get__(base).get("__dict__")
+        if found is not None:
+            made = type(found) in (types.GetSetDescriptorType, types.MemberDescriptorType)
+            return found.__get__(one) if made else None
+    return None
+
+
+def _modules():
+    """{id of its __dict__: name} of each module; one that loads when it is asked is not asked."""
+    found = [(name, one) for name, one in list(sys.modules.items()) if issubclass(type(one), types.ModuleType)]
+    return {id(types.ModuleType.__dict__["__dict__"].__get__(one)): name for name, one in found}
 
 
 def chain(target, end, ours):
@@ -594,7 +613,7 @@ def chain(target, end, ours):
     The shortest way that is found until `end` (time.monotonic()), by one pass over all objects a step. What is in
     `ours`, ids, is not on it. No contents: keys of dicts may be customers' names.
     """
-    modules = {id(vars(one)): name for name, one in list(sys.modules.items()) if isinstance(one, types.ModuleType)}
+    modules = _modules()
     below, edge, reached = {id(target): None}, [target], target
     ours = {*ours, id(below), id(modules)}
     for _ in range(CHAIN_STEPS):
@@ -604,7 +623,7 @@ def chain(target, end, ours):
         ours |= {id(edge), id(known)}
         found = []
         for one in gc.get_referrers(*edge):
-            if id(one) in below or id(one) in ours or isinstance(one, types.FrameType):
+            if id(one) in below or id(one) in ours or type(one) is types.FrameType:
                 continue
             held = next((child for child in gc.get_referents(one) if id(child) in known), None)
             if held is None:
@@ -625,21 +644,21 @@ def chain(target, end, ours):
 
 def _steps(one, below, modules):
     """What a way is called, from its root on."""
-    said = [f"module {modules[id(one)]}" if id(one) in modules else _type_name(type(one), {})]
+    said = [f"module {modules[id(one)]}" if id(one) in modules else _type_name(type(one))]
     while (held := below[id(one)]) is not None:
-        said.append(f"{_attribute(one, held, id(one) in modules)}{_type_name(type(held), {})}")
+        said.append(f"{_attribute(one, held, id(one) in modules)}{_type_name(type(held))}")
         one = held
     return said
 
 
 def _attribute(one, held, module):
     """By which name an object holds another one, where it has one."""
-    try:
-        names = one if module else vars(one)
-    except TypeError:
+    names = one if module else _names(one)
+    # A dict that is its own __dict__ has contents for names.
+    if type(names) is not dict or (names is one and not module):
         return ""
     name = next((name for name, value in list(names.items()) if value is held), None)
-    return f".{name}: " if isinstance(name, str) else ""
+    return f".{name}: " if type(name) is str else ""
 
 
 def descriptors():
@@ -885,7 +904,7 @@ class Process:
             return Request(self.settings.request_path)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError, RecursionError) as error:
             _complain("a request for a window is passed over", error)
             return None
 
@@ -907,10 +926,15 @@ class Process:
         settings = self.settings
         try:
             # Where all are to be traced, each process is.
-            if request or settings.mode != "always":
+            if request:
+                mine = self.trace_lock.acquire(0, request.id)
+            elif settings.mode == "always":
+                mine = True
+            else:
                 self.retry_at = time.monotonic() + RETRY_S
-                if not self.trace_lock.acquire(settings.cooldown_s, request.id if request else ""):
-                    return False
+                mine = self.trace_lock.acquire(settings.cooldown_s)
+            if not mine:
+                return False
         except OSError as error:
             _complain("no window is opened", error)
             return False
@@ -1108,7 +1132,7 @@ class Bootstrap:
             part.write_text(json.dumps(asked))
             Request(part)
             part.replace(settings.request_path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             part.unlink(missing_ok=True)
             return {"error": str(error)}
         return {"ok": f"window {asked['id']}, {asked['window_s']:g} s: the next process that ends a task opens it"}
