@@ -30,7 +30,7 @@ options:
   frames:
     description: Frames kept of each allocation, 1 to 50; each one slows the traced process down further.
     type: int
-    default: 10
+    default: 1
 attributes:
   check_mode:
     support: full
@@ -69,7 +69,7 @@ from ..module_utils.plimsoll.window import MAX_FRAMES, MAX_WINDOW_S, Outcome, di
 SPEC = {
     "units": {"type": "list", "elements": "str", "required": True},
     "window_s": {"type": "int", "default": 60},
-    "frames": {"type": "int", "default": 10},
+    "frames": {"type": "int", "default": 1},
 }
 STDOUT = 1
 

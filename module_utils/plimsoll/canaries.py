@@ -26,8 +26,8 @@ TRACING_KB = 92 << 10
 INSTANCES: Sequence[Mapping[str, Any]] = ({"name": "default", "queues": ["celery"]},)
 # A leak in memory that is not Python's has no line that allocates it: another window would tell no more.
 LINELESS = ("native", "fragmentation", "file_descriptors", "copy_on_write")
-# Of code that allocates much, measured: roles/tracemalloc_bootstrap/README.md.
-SLOWER = "about 9 times the CPU at 1 frame, 29 times at 10"
+# Of code that allocates much, measured by tests/bench/tracing.py.
+SLOWER = "7 to 10 times the CPU at 1 frame, 57 to 72 times at 10"
 
 
 class Canary(TypedDict):

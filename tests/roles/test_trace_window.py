@@ -164,7 +164,7 @@ def test_killed_it_leaves_a_request_that_lapses_by_itself(host: Host) -> None:
 
 def test_check_mode_says_who_would_be_traced_and_changes_nothing(host: Host) -> None:
     told = host.run(_ansible_check_mode=True, _ansible_diff=True)
-    assert told["changed"] and told["diff"]["after"] == f"{GATE}: a tracing window of 60 s, 10 frames\n"
+    assert told["changed"] and told["diff"]["after"] == f"{GATE}: a tracing window of 60 s, 1 frames\n"
     assert told["windows"][0]["reason"] == "check mode: it would be traced" and not told["windows"][0]["opened"]
     assert host.asked() == [] and not list(host.traces.iterdir())
     host.shows([], failed=(GATE,))

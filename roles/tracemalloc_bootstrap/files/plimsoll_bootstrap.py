@@ -223,8 +223,10 @@ class Shares:
         self.together = self.together or bool(self.running)
         self.running[name] = self.running.get(name, 0) + 1
 
-    def end(self, name, now):
-        self.tell(now)
+    def end(self, name, now=None):
+        """Without the measure where only this one runs: what it gained is its own until the next one starts."""
+        if now is not None:
+            self.tell(now)
         left = self.running.pop(name, 0) - 1
         if left > 0:
             self.running[name] = left
@@ -868,7 +870,9 @@ class Process:
 
     def end(self, name):
         with self.lock:
-            rss = self.rss_kb()
+            # A read of /proc less, of two, where nothing asks for it before the next task does.
+            alone = self.settings.mode == "attribution" and not self.window and self.shares.running == {name: 1}
+            rss = None if alone else self.rss_kb()
             self.shares.end(name, rss)
             if self.window:
                 self.window.shares.end(name, tracemalloc.get_traced_memory()[0])
@@ -910,6 +914,7 @@ class Process:
 
     def write_growth(self):
         """The task_growth records of those tasks that ran since the last time."""
+        self.shares.tell(self.rss_kb())
         count = self.shares.count
         ran = [name for name in count if count[name] != self.written.get(name)]
         self.written.update((name, count[name]) for name in ran)
@@ -924,6 +929,7 @@ class Process:
     def open_window(self, rss, request=None):
         """Whether it is open now."""
         settings = self.settings
+        rss = self.rss_kb() if rss is None else rss
         try:
             # Where all are to be traced, each process is.
             if request:
