@@ -66,7 +66,6 @@ from __future__ import annotations
 import ast
 import collections
 import contextlib
-import ctypes
 import fcntl
 import functools
 import gc
@@ -112,10 +111,14 @@ MAX_WINDOW_S, MAX_FRAMES = 3600.0, 50
 # A pass over all that the garbage collector knows holds the GIL for some 100 ms a million.
 MANY_OBJECTS = 3_000_000
 MANY_DESCRIPTORS = 20_000
-# A container of fewer entries is no hoard; of a smaller one it does not matter how few they were before.
-HOARD, SMALL = 64, 16
+# A container of fewer entries is no hoard. Of so many no more are noted.
+HOARD, MANY_HOARDS = 64, 100_000
+# The fields of struct mallinfo2, mallinfo2(3).
+MALLINFO2 = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 # Python itself takes more from malloc.
 LEAST_MALLOC_BYTES = 1 << 20
+# No attribute that somebody wrote is longer.
+MAX_NAME = 64
 # Of types, holders, caches and paths in a record.
 MOST_NAMED = 5
 # Of a way up to a root: steps, referrers that are followed at each, seconds in all.
@@ -143,7 +146,10 @@ def _guarded(method):
     def guarded(self, *args, **kwargs):
         try:
             method(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the application must go on
+        except Exception as error:
+            if type(error).__name__ == "SoftTimeLimitExceeded":
+                # The task's, which came while we were at it.
+                raise
             self.give_up(error)
 
     return guarded
@@ -375,6 +381,8 @@ class Window:
 
     def prepare(self):
         """What is held before it; number of objects that the garbage collector knows."""
+        # What it imports is none of the window's.
+        malloc_kb()
         if gc.isenabled():
             gc.collect()
         self.before = Held()
@@ -398,6 +406,8 @@ class Window:
     def close(self, top):
         """Stop tracing; (growth record, "") or (None, why not)."""
         try:
+            if not tracemalloc.is_tracing():
+                return None, "refused: the application stopped tracing"
             blocks = traced_blocks()
             if self.first is None or blocks > TOO_MANY_BLOCKS:
                 return None, f"refused: {blocks} traced blocks are too many for a snapshot"
@@ -407,14 +417,15 @@ class Window:
             collected = gc.collect() if gc.isenabled() else 0
             traced = tracemalloc.get_traced_memory()[0]
             self.shares.tell(traced)
-            after = Held()
-            after.malloc, after.memory = memory
             trimmed_kb = trim() if self.request else None
             second = tracemalloc.take_snapshot()
         finally:
             self.stop()
         found = sites(self.first, second, top)
         self.first = second = None
+        # No sooner, as each number that it counts would be traced.
+        after = Held()
+        after.malloc, after.memory = memory
         return {
             "kind": "growth",
             "window_s": round(self.age(), 1),
@@ -453,8 +464,9 @@ class Held:
             for key, count in counts.items():
                 self.types[_type_name(kinds[key])] += count
             del kinds
-            self.hoards = {id(one): len(one) for one in _containers(objects) if len(one) >= SMALL}
-            self.caches = {id(one): one.cache_info().currsize for one in objects if type(one) is _LRU_CACHE}
+            hoards = ((id(one), len(one)) for one in _containers(objects) if len(one) >= HOARD)
+            self.hoards = dict(itertools.islice(hoards, MANY_HOARDS))
+            self.caches = {id(one): _LRU_CACHE.cache_info(one).currsize for one in objects if type(one) is _LRU_CACHE}
         self.descriptors, self.paths = descriptors()
         self.malloc = self.memory = None
 
@@ -510,17 +522,20 @@ class Held:
         ours = self.ours() | before.ours()
         grown = sorted(
             (
-                (size - before.hoards.get(key, 0), size, key)
+                # Of one that was none before it is not known how few it had.
+                (size - before.hoards.get(key, HOARD), size, key)
                 for key, size in self.hoards.items()
-                if size >= HOARD and key not in ours
+                if key not in ours
             ),
             reverse=True,
         )[:MOST_NAMED]
         wanted = {key: (growth, size) for growth, size, key in grown if growth >= LEAST_GROWTH}
         found = {id(one): one for one in _containers(gc.get_objects()) if id(one) in wanted} if wanted else {}
         end, told = time.monotonic() + CHAIN_S, []
-        for one in sorted(found.values(), key=lambda one: -wanted[id(one)][0]):
-            growth, size = wanted[id(one)]
+        # By key, so that nothing but `found` refers to what is looked for.
+        for key in sorted(found, key=lambda key: -wanted[key][0]):
+            growth, size = wanted[key]
+            one = found[key]
             path = chain(one, end, {id(found)})
             told.append({"type": type(one).__name__, "size": size, "growth": growth, "path": path})
         return told
@@ -545,7 +560,7 @@ class Held:
                 named = _names(one) or {}
                 name = f"{named.get('__module__', '?')}.{named.get('__qualname__', '?')}"
                 found.append({"name": name, "size": self.caches[id(one)], "growth": grown[id(one)]})
-                found[-1]["most"] = one.cache_info().maxsize
+                found[-1]["most"] = _LRU_CACHE.cache_info(one).maxsize
         return sorted(found, key=lambda one: (-one["growth"], one["name"]))[:MOST_NAMED]
 
 
@@ -589,7 +604,12 @@ def _grown(now, before):
 
 
 def _type_name(one):
-    module, name = (type.__dict__[what].__get__(one) for what in ("__module__", "__qualname__"))
+    name = type.__dict__["__qualname__"].__get__(one)
+    try:
+        module = type.__dict__["__module__"].__get__(one)
+    except AttributeError:
+        # Made by type() where there was no module.
+        module = None
     return name if module == "builtins" else f"{module if type(module) is str else '?'}.{name}"
 
 
@@ -613,7 +633,8 @@ def chain(target, end, ours):
     """The way from a root down to an object, a text a step: module, then attributes with types, or types alone.
 
     The shortest way that is found until `end` (time.monotonic()), by one pass over all objects a step. What is in
-    `ours`, ids, is not on it. No contents: keys of dicts may be customers' names.
+    `ours`, ids, is not on it. No contents: keys of dicts may be customers' names, and so may attributes be that no
+    program could be written with.
     """
     modules = _modules()
     below, edge, reached = {id(target): None}, [target], target
@@ -660,7 +681,7 @@ def _attribute(one, held, module):
     if type(names) is not dict or (names is one and not module):
         return ""
     name = next((name for name, value in list(names.items()) if value is held), None)
-    return f".{name}: " if type(name) is str else ""
+    return f".{name}: " if type(name) is str and name.isidentifier() and len(name) <= MAX_NAME else ""
 
 
 def descriptors():
@@ -707,36 +728,32 @@ def smaps_kb():
     }
 
 
-class _Mallinfo2(ctypes.Structure):
-    """mallinfo2(3)."""
-
-    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
-    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
-
-
 def malloc_kb():
     """KiB that malloc has handed out and keeps free, in all its arenas; None without glibc 2.33 or later."""
-    try:
+    # Here, and not above: a Python without ctypes is to run the worker all the same.
+    with contextlib.suppress(Exception):
+        import ctypes
+
+        fields = {"_fields_": [(name, ctypes.c_size_t) for name in MALLINFO2.split()]}
         mallinfo2 = ctypes.CDLL(None).mallinfo2
-    except (OSError, AttributeError):
-        return None
-    mallinfo2.restype = _Mallinfo2
-    found = mallinfo2()
-    if found.uordblks + found.hblkhd < LEAST_MALLOC_BYTES:
-        # Another one has taken its place, as jemalloc by LD_PRELOAD.
-        return None
-    return {"used_kb": (found.uordblks + found.hblkhd) / 1024, "free_kb": found.fordblks / 1024}
+        mallinfo2.restype = type("mallinfo2", (ctypes.Structure,), fields)
+        found = mallinfo2()
+        # Less than that, and another one has taken its place, as jemalloc by LD_PRELOAD.
+        if found.uordblks + found.hblkhd >= LEAST_MALLOC_BYTES:
+            return {"used_kb": (found.uordblks + found.hblkhd) / 1024, "free_kb": found.fordblks / 1024}
+    return None
 
 
 def trim():
     """KiB of RSS that malloc_trim(3) gives back to the kernel; None without glibc."""
-    try:
+    with contextlib.suppress(Exception):
+        import ctypes
+
         malloc_trim = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):
-        return None
-    before = resident_kb()
-    malloc_trim(ctypes.c_size_t(0))
-    return max(0, before - resident_kb())
+        before = resident_kb()
+        malloc_trim(ctypes.c_size_t(0))
+        return max(0, before - resident_kb())
+    return None
 
 
 def resident_kb():
@@ -928,6 +945,9 @@ class Process:
 
     def open_window(self, rss, request=None):
         """Whether it is open now."""
+        if self.tracing:
+            # A finalizer, run as one is closed, may run a task.
+            return False
         settings = self.settings
         rss = self.rss_kb() if rss is None else rss
         try:
@@ -970,19 +990,28 @@ class Process:
     @_guarded
     def on_watch(self, window):
         """The window of a child that has nothing to do ends too. A task that runs may end first, for as long again."""
+        due = window.age() >= window.window_s * (2 if self.shares.running else 1)
+        if due and gc.isenabled():
+            # As the window's end does, which then finds little left: finalizers may wait for a lock that a task has.
+            gc.collect()
         with self.lock:
             if self.window is not window:
                 return
             if window.request and self._called_off(window):
                 self.close_window("called off")
-            elif window.age() >= window.window_s * (2 if self.shares.running else 1):
+            elif due:
                 self.close_window("window over")
             elif traced_blocks() > TOO_MANY_BLOCKS:
                 self.close_window("many blocks")
 
     def _called_off(self, window):
-        request = self.request()
-        return request is None or request.id != window.request.id
+        try:
+            return Request(self.settings.request_path).id != window.request.id
+        except FileNotFoundError:
+            return True
+        except (OSError, ValueError, OverflowError, RecursionError):
+            # As where descriptors ran out, which is what is looked for.
+            return False
 
     def close_window(self, reason):
         window, self.window = self.window, None
