@@ -121,8 +121,9 @@ LEAST_MALLOC_BYTES = 1 << 20
 MAX_NAME = 64
 # Of types, holders, caches and paths in a record.
 MOST_NAMED = 5
-# Of a way up to a root: steps, referrers that are followed at each, seconds in all.
-CHAIN_STEPS, CHAIN_WIDTH, CHAIN_S = 12, 50, 1.0
+# Of a way up to a root: steps, referrers that are followed at each, seconds in all. The collector compares all that is
+# referred to with each of those.
+CHAIN_STEPS, CHAIN_WIDTH, CHAIN_S = 12, 10, 0.5
 # Growth of fewer objects or entries than this is not followed up.
 LEAST_GROWTH = 8
 
@@ -575,19 +576,16 @@ def _containers(objects):
     CPython's collector does not know all: a dict of numbers and bytes is untracked. What large ones refer to is left
     alone: whatever is looked at has its references counted, and a child that shares it with others has a copy then.
     """
-    small, modules = [], _modules()
-    for one in objects:
-        if id(type(one)) in _CONTAINERS:
-            if one is not objects and one is not small:
-                yield one
-            if len(one) >= HOARD and id(one) not in modules:
-                continue
-        elif type(one) is tuple and len(one) >= HOARD:
-            continue
-        small.append(one)
+    modules, kinds = _modules(), list(map(id, map(type, objects)))
+    found = [one for one, kind in zip(objects, kinds) if kind in _CONTAINERS]
+    yield from found
+    large = {id(one) for one in found if len(one) >= HOARD and id(one) not in modules}
+    large.update(id(one) for one, kind in zip(objects, kinds) if kind == id(tuple) and len(one) >= HOARD)
+    small = [one for one in objects if id(one) not in large]
     for start in range(0, len(small), 10_000):
-        for one in gc.get_referents(*small[start : start + 10_000]):
-            if id(type(one)) in _CONTAINERS and not gc.is_tracked(one):
+        below = gc.get_referents(*small[start : start + 10_000])
+        for one, kind in zip(below, map(id, map(type, below))):
+            if kind in _CONTAINERS and not gc.is_tracked(one):
                 yield one
 
 
@@ -651,13 +649,13 @@ def chain(target, end, ours):
             held = next((child for child in gc.get_referents(one) if id(child) in known), None)
             if held is None:
                 continue
-            below[id(one)] = held
-            reached = one
             if id(one) in modules:
+                below[id(one)] = held
                 return _steps(one, below, modules)
-            found.append(one)
-            if len(found) == CHAIN_WIDTH:
-                break
+            if len(found) < CHAIN_WIDTH:
+                below[id(one)] = held
+                reached = one
+                found.append(one)
         if not found:
             break
         edge = found
