@@ -316,10 +316,11 @@ def _shown(one: Finding | None, window: Mapping[str, Any], later: bool) -> str:
         gained += f", and Python's allocations {size(growth['traced_growth_kb'])}"
     if not later or one is None:
         return f"traced, and the report does not have it: its logs were not collected since, see above; {gained}"
-    if not one["leaking"]:
-        return f"traced, and by what was collected since it does not leak any more ({one['pattern']}); {gained}"
+    since = "" if one["leaking"] else f"by what was collected since it does not leak any more ({one['pattern']})"
     if line := _line(one):
-        return f"{one['leak_class']}, {line}"
+        return f"{one['leak_class']}, {line}" + (f"; {since}" if since else "")
+    if since:
+        return f"traced, and {since}; {gained}"
     task = next((f", task {printable(culprit['task'])}" for culprit in one["culprits"] if culprit.get("task")), "")
     if one["leak_class"] == "unknown":
         return f"traced, and what leaks is still not known{task}: {gained}; a longer window, or more load, may tell"

@@ -120,9 +120,11 @@ def _finding(verdict: Verdict, traces: Iterable[Trace]) -> Finding:
     high, most = verdict.hours_to_high, verdict.hours_to_max
     records = list(traces)
     leaking = verdict.pattern.leaking
-    blamed = culprits(records) if leaking else []
-    kind = leak_class(records) if leaking else Kind.UNKNOWN
-    evidence = [*verdict.evidence, *(traced(records) if leaking else [])]
+    # Who asked for a window is told what it showed, whatever the worker looks like since.
+    told = leaking or any(one["kind"] == "growth" and one.get("id") for one in records)
+    blamed = culprits(records) if told else []
+    kind = leak_class(records) if told else Kind.UNKNOWN
+    evidence = [*verdict.evidence, *(traced(records) if told else [])]
     if leaking and not any(one["file"] for one in blamed):
         windows = any(one["kind"] == "growth" for one in records)
         evidence.append(
@@ -155,7 +157,7 @@ def _finding(verdict: Verdict, traces: Iterable[Trace]) -> Finding:
         "hours_to_memory_max_latest": _rounded(most.latest, 3) if most else None,
         "leak_class": kind.value,
         "culprits": blamed,
-        "holds": holds(records) if leaking else [],
+        "holds": holds(records) if told else [],
         "evidence": evidence,
         "advice": advice(kind),
         "remedy": None,

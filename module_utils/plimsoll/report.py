@@ -152,7 +152,8 @@ def text(document: Findings, verdicts: Sequence[Verdict]) -> str:
         pattern = ("LEAK " if one["leaking"] else "") + one["pattern"]
         unit = one["unit"].removesuffix(".service")
         rows.append((one["host"], unit, pattern, growth(one), left(one), sparkline(verdict)))
-        said = [*forecast(one), *map(blame, one["culprits"]), *one["evidence"], *advised(one)] if one["leaking"] else []
+        said = [*forecast(one), *map(blame, one["culprits"]), *one["evidence"], *advised(one)]
+        said = said if one["leaking"] or one["culprits"] else []
         notes.append(said if one["pattern"] != "insufficient_data" else one["evidence"])
     widths = [max(len(printable(row[column])) for row in rows) for column in range(len(rows[0]))]
     # What does not fit is cut from the longer of the two names.

@@ -196,3 +196,11 @@ def test_the_document_is_json_whatever_was_read(odd: str, most: int | None) -> N
     for one in document["workers"]:
         assert ",".join(one) == WORKER_KEYS
         assert one["hours_to_memory_max"] is None or one["hours_to_memory_max"] >= 0
+
+
+def test_who_asked_for_a_window_is_told_what_it_showed_though_the_worker_does_not_leak_by_now() -> None:
+    asked = [{**one, "id": "a1"} if one["kind"] == "growth" else one for one in records(GATE)]
+    (one,) = made((up("w-1"), HostData("w-1", samples(GATE, 0), traces=asked)))["workers"]
+    assert not one["leaking"] and one["culprits"][0]["line"] == 9 and one["leak_class"] == "python_objects"
+    (one,) = made((up("w-1"), HostData("w-1", samples(GATE, 0), traces=records(GATE))))["workers"]
+    assert (one["culprits"], one["leak_class"], one["evidence"]) == ([], "unknown", [])

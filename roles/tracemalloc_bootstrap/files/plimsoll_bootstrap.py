@@ -40,7 +40,8 @@ request, id too. By kind:
 task_growth   task (name), count (finished), rss_growth_kb (KiB): both since the process began. One record a task, at
               most every TASK_GROWTH_EVERY_S seconds and at the end of the process, when its count changed.
 window_open   rss_kb and floor_kb (KiB; null where it is not known yet), frames, window_s (seconds), gc_objects (that
-              the garbage collector knows, which is what the window costs besides): tracing began.
+              the garbage collector knows, which is what the window costs besides; null in an armed one, which does not
+              look at them): tracing began.
 growth        window_s (seconds it took), frames, rss_growth_kb (KiB that RSS gained in it, less what tracing takes),
               traced_kb (KiB allocated in it and still held), traced_growth_kb (the same less what the application had
               traced before), sites, tasks, interleaved (whether tasks ran side by side).
@@ -48,7 +49,8 @@ growth        window_s (seconds it took), frames, rss_growth_kb (KiB that RSS ga
               count (blocks then), growth_kb (KiB more than at the start)}], and callers, ["file:line"] from the inside
               out, of the way there by which most came, when more than one frame is kept.
               tasks: {name: {count, traced_growth_kb}} of the window.
-              objects: types of which most were added, [{type, count, growth}], of those the garbage collector knows.
+              objects: types of which most were added, [{type, count, growth}], of those the garbage collector knows. It
+              and holders, chains and caches are empty in an armed window.
               holders: containers that gained most entries, [{type, size, growth, path}]; path: text from a module or
               another root down to it. chains: the same for an object of the type that grew most.
               caches: of functools.lru_cache, [{name, size, growth, most (null: without bound)}].
@@ -372,11 +374,14 @@ class TraceLock:
 
 
 class Window:
-    """tracemalloc from start() to close(). request: what asked for it, if anything did."""
+    """tracemalloc from start() to close(). request: what asked for it, if anything did.
 
-    def __init__(self, window_s, frames, request=None):
+    whole: whether objects are looked at too, which stops the process for a while; not in one that opens by itself.
+    """
+
+    def __init__(self, window_s, frames, request=None, whole=True):
         self.opened = time.monotonic()
-        self.window_s, self.frames, self.request = window_s, frames, request
+        self.window_s, self.frames, self.request, self.whole = window_s, frames, request, whole
         # An application may trace for reasons of its own: then it is not ours to start or stop.
         self.ours = not tracemalloc.is_tracing()
 
@@ -384,9 +389,9 @@ class Window:
         """What is held before it; number of objects that the garbage collector knows."""
         # What it imports is none of the window's.
         malloc_kb()
-        if gc.isenabled():
+        if self.whole and gc.isenabled():
             gc.collect()
-        self.before = Held()
+        self.before = Held(self.whole)
         return self.before.number
 
     def start(self):
@@ -425,7 +430,7 @@ class Window:
         found = sites(self.first, second, top)
         self.first = second = None
         # No sooner, as each number that it counts would be traced.
-        after = Held()
+        after = Held(self.whole)
         after.malloc, after.memory = memory
         return {
             "kind": "growth",
@@ -453,11 +458,11 @@ class Window:
 class Held:
     """What a process holds, of all that is no matter of lines: objects, caches, descriptors, the allocator's memory."""
 
-    def __init__(self):
-        objects = gc.get_objects()
-        self.number = len(objects)
+    def __init__(self, whole):
+        objects = gc.get_objects() if whole else []
+        self.number = len(objects) if whole else None
         self.types, self.hoards, self.caches = collections.Counter(), {}, {}
-        self.looked = self.number <= MANY_OBJECTS
+        self.looked = whole and self.number <= MANY_OBJECTS
         if self.looked:
             # By id, as a metaclass may say how its classes are hashed; then by name, to keep no class alive.
             counts = collections.Counter(map(id, map(type, objects)))
@@ -963,7 +968,8 @@ class Process:
             _complain("no window is opened", error)
             return False
         asked = request or settings
-        self.tracing = window = Window(asked.window_s, asked.frames, request)
+        whole = bool(request) or settings.mode == "always"
+        self.tracing = window = Window(asked.window_s, asked.frames, request, whole)
         opened = {"rss_kb": rss, "floor_kb": self.floor_kb, "frames": asked.frames, "window_s": asked.window_s}
         self._write_of(window, [{"kind": "window_open", **opened, "gc_objects": window.prepare()}])
         window.start()
