@@ -204,9 +204,20 @@ def judge_generation(one: Generation) -> Life:
             # By the hour of all that was seen, as the warm-up may have fallen on a quiet time.
             every = known(one.tasks)
             chosen, pace = by_task, float(every[-1] - every[0]) / seen
-        per_task = chosen.trend.slope * pace * float(hours[-1]) / float(tasks[-1] - tasks[0])
+            per_task = chosen.trend.slope
+        else:
+            per_task = chosen.trend.slope * _hours_a_task(hours, tasks, chosen.unbounded.since)
     rate = Trend(chosen.trend.slope * pace, chosen.trend.low * pace, chosen.trend.high * pace)
     return Life(one, _pattern(chosen, seen), seen, chosen, rate, per_task, follows)
+
+
+def _hours_a_task(hours: Floats, tasks: Floats, since: float) -> float:
+    """Hours by the task while it grew, which it does since this part of the span: before, it may have been idle."""
+    begin = int(np.searchsorted(hours, since * hours[-1]))
+    if tasks[-1] <= tasks[min(begin, len(tasks) - 2)]:
+        begin = 0
+    begin = min(begin, len(tasks) - 2)
+    return float((hours[-1] - hours[begin]) / (tasks[-1] - tasks[begin]))
 
 
 def _quiet(clock: Floats, hours: Floats, sizes: Floats, at: Floats, seen: Judged) -> Judged | None:

@@ -668,3 +668,12 @@ def test_a_mornings_load_after_a_deployment_is_no_news() -> None:
     assert not judge(worker(before, rising)).pattern.leaking
     beyond = process(h, 112_000 + 25_000 * h + noise(rng, len(h)), pid=2, start=97)
     assert judge(worker(before, beyond)).pattern is Pattern.GROWING
+
+
+@pytest.mark.parametrize("idle", [60, 120, 180])
+def test_growth_a_task_is_that_of_the_time_in_which_it_worked(idle: int) -> None:
+    seconds = np.arange(0, idle + 60, 2.0)
+    tasks = np.where(seconds < idle, 0, np.floor((seconds - idle) * 4))
+    verdict = judge(worker(process(seconds / 3600, 100_000 + 150 * tasks, tasks=tasks)))
+    assert verdict.pattern is Pattern.GROWING
+    assert verdict.kb_per_1000_tasks == pytest.approx(150_000, rel=0.45)
