@@ -150,6 +150,7 @@ def _guarded(method):
         try:
             method(self, *args, **kwargs)
         except Exception as error:
+            # Whatever it is, the application must go on; give_up() says it in the journal.
             if type(error).__name__ == "SoftTimeLimitExceeded":
                 # The task's, which came while we were at it.
                 raise
@@ -159,7 +160,10 @@ def _guarded(method):
 
 
 def _original(module, name):
-    """A function as it was before gevent or eventlet put theirs in its place."""
+    """A function as it was before gevent or eventlet put theirs in its place.
+
+    plimsoll_notify has the same: each is one file that works without the other.
+    """
     with contextlib.suppress(Exception):
         if "gevent.monkey" in sys.modules:
             return sys.modules["gevent.monkey"].get_original(module, name)
@@ -749,6 +753,7 @@ def malloc_kb():
 
 def trim():
     """KiB of RSS that malloc_trim(3) gives back to the kernel; None without glibc."""
+    # As above. None is in the record, where it means that it was not tried.
     with contextlib.suppress(Exception):
         import ctypes
 
