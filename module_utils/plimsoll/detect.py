@@ -75,7 +75,7 @@ NOISE_KB, NOISE_SHARE = 8192.0, 0.1
 SEEN_OVER_NOISE = 4.0
 # What floors and shapes leave uncertain of a rate however little noise there is, a part of it; and of recycled lives,
 # which are seen from sample to sample, their number side by side. Of leaks whose rate is known, intervals held it
-# in 94 of 100 with these, and in 90 with half of them (tests/bench/detection.py).
+# in 94 of 100 with these, and in 90 with 0.12 and 0.3 (tests/bench/detection.py).
 MODEL_ERROR, LIVES_ERROR = 0.22, 0.4
 # Lives of those that ended, that one must have lived without growth to speak against them.
 CURED_LIVES = 2.0
