@@ -333,6 +333,25 @@ def test_it_tells_how_a_worker_starts_lives_and_stops(begin: Callable[..., Any],
     assert systemd.heard() == ["STATUS=ready", "WATCHDOG=1"]
 
 
+def test_it_shows_where_every_thread_is_each_time_that_trouble_begins(
+    begin: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    process = begin()
+    process.on_ready()
+    process.on_watch()
+    assert "most recent call first" not in capfd.readouterr().err
+    for _ in range(2):
+        process.now += 31
+        process.on_watch()
+        process.now += 1
+        process.on_watch()
+        shown = capfd.readouterr().err
+        assert shown.count(f"in {test_it_shows_where_every_thread_is_each_time_that_trouble_begins.__name__}\n") == 1
+        process.consumer.second()
+        process.on_watch()
+        process.started.clear()
+
+
 def hang(process: Any) -> None:
     """Until it is given up, if it is."""
     process.on_ready()

@@ -28,8 +28,9 @@ FDSTORE=1             with what Redis hands out, see HandedOut; needs FileDescri
 
 The worker is well while its own event loop has run within half of WATCHDOG_USEC. Where it cannot run, it has longer:
 until it is connected to the broker, the grace; while a task holds it, and while the worker stops, the stop timeout. A
-worker that is not well gets SIGABRT from systemd, upon which faulthandler prints where every thread hangs. Before
-that, what a hung loop had taken from the broker is given back from here, except with green pools. With a prefork pool
+worker that is not well prints where every thread is, and gets SIGABRT from systemd, upon which faulthandler prints it
+again: for one that holds the GIL, which cannot be printed from here. Before that, what a hung loop had taken from the
+broker is given back from here, except with green pools. With a prefork pool
 and a broker that Celery does not read asynchronously (neither Redis nor AMQP), and with green pools, it is the timer
 and not the consumer that is known to run.
 
@@ -516,6 +517,7 @@ class Notifier:
         self.said = ""
         # How often in a row the loop was found to hang. The second time it is given up, whatever it does then.
         self.hung = 0
+        self.troubled = False
         # Which start of the consumer it is that ticks.
         self.run = None
         self.asked = False
@@ -683,7 +685,12 @@ class Notifier:
             self.tell(due)
         if trouble:
             _complain("systemd is to end this worker", trouble)
+            if not self.troubled:
+                # Here the GIL holds the other threads still. At SIGABRT faulthandler does without it, and crashes where
+                # it reads a frame that changes (Python 3.11, 43 of 300 with one thread that ran): no stack at all.
+                faulthandler.dump_traceback(2)
             self.tell_status(f"to be ended by systemd: {trouble}")
+        self.troubled = bool(trouble)
         if self.hung == 2:
             # The rescue hangs too, or this systemd does not know the word.
             self.tell("WATCHDOG=trigger")
