@@ -44,6 +44,7 @@ import json
 import math
 import operator
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -258,7 +259,8 @@ class Worker:
         """All marks, once there are so many."""
         path = self.folder / "marks"
         deadline = time.monotonic() + PATIENCE_S
-        while not path.exists() or len(lines := path.read_text().splitlines(keepends=True)) < number:
+        # A long line is written in parts.
+        while not path.exists() or len(lines := re.findall(".*\n", path.read_text())) < number:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 said = (self.folder / "log").read_text().strip().splitlines() or [""]
                 raise TroubleError(f"the worker ended or hangs: {said[-1]}")
