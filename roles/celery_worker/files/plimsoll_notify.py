@@ -30,9 +30,9 @@ The worker is well while its own event loop has run within half of WATCHDOG_USEC
 until it is connected to the broker, the grace; while a task holds it, and while the worker stops, the stop timeout. A
 worker that is not well prints where every thread is, and gets SIGABRT from systemd, upon which faulthandler prints it
 again: for one that holds the GIL, which cannot be printed from here. Before that, what a hung loop had taken from the
-broker is given back from here, except with green pools. With a prefork pool
-and a broker that Celery does not read asynchronously (neither Redis nor AMQP), and with green pools, it is the timer
-and not the consumer that is known to run.
+broker is given back from here, except with green pools. With a prefork pool and a broker that Celery does not read
+asynchronously (neither Redis nor AMQP), and with green pools, it is the timer and not the
+consumer that is known to run.
 
 A warm shutdown that takes too long would end in SIGKILL, and what the worker had taken from Redis would come back after
 the visibility timeout, an hour. So, a margin before the stop timeout (the larger of 5 s and a tenth, at most half), it
