@@ -143,7 +143,10 @@ def belongs_to(file: str) -> str:
 
 
 def task_growth(records: Sequence[Trace]) -> dict[str, tuple[float, int]]:
-    """Task to (KiB that RSS grew in it, how often it ran), over all processes of a worker, the largest growth first."""
+    """Task to (KiB that RSS grew in it, how often it ran), over all processes of a worker, the largest growth first.
+
+    Of tasks that come fast the bootstrap measures some, at random; the others are taken to have grown as those did.
+    """
     # A record holds all since its process began, so its last one counts. Where a count falls, the pid came again.
     newest: dict[tuple[Any, str], list[Trace]] = {}
     for record in sorted((one for one in records if one["kind"] == "task_growth"), key=lambda one: one["time"]):
@@ -156,7 +159,10 @@ def task_growth(records: Sequence[Trace]) -> dict[str, tuple[float, int]]:
     for (_, task), kept in newest.items():
         for record in kept:
             grown, count = total.get(task, (0.0, 0))
-            total[task] = grown + record.get("rss_growth_kb", 0), count + int(record.get("count", 0))
+            ran = int(record.get("count", 0))
+            measured = min(max(int(record.get("measured", ran)), 0), ran)
+            all_kb = record.get("rss_growth_kb", 0) * ran / measured if measured else 0.0
+            total[task] = grown + all_kb, count + ran
     return dict(sorted(total.items(), key=lambda one: -one[1][0]))
 
 

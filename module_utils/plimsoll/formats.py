@@ -379,7 +379,7 @@ def _sound(record: Any) -> bool:
         and _number(record.get("gc", {}).get("uncollectable", 0))
         and all(
             _number(record.get(name, 0))
-            for name in ("pid", "count", "rss_growth_kb", "traced_kb", "window_s", "rss_kb")
+            for name in ("pid", "count", "measured", "rss_growth_kb", "traced_kb", "window_s", "rss_kb")
         )
     )
 

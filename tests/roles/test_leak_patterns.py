@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -121,7 +122,8 @@ class Worker:
         self.wait(f"count of {self.sent} tasks", lambda: self.counted() == self.sent)
 
     def counted(self) -> int:
-        return sum(int(path.read_text() or 0) for path in (self.folder / "tasks").iterdir())
+        # Of fast tasks the published count lags.
+        return len(re.findall(r"\] (?:succeeded in|raised) ", (self.folder / "log").read_text()))
 
     def records(self, window: str) -> dict[str, dict[str, Any]]:
         """Of one window, by kind."""

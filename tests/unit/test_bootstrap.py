@@ -7,6 +7,7 @@ import functools
 import gc
 import json
 import os
+import random
 import re
 import resource
 import signal
@@ -22,7 +23,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
+from celery.app.trace import build_tracer
 from conftest import ROOT, load_file
 
 MODULE = ROOT / "roles/tracemalloc_bootstrap/files/plimsoll_bootstrap.py"
@@ -32,6 +34,7 @@ MB = 1024
 plimsoll_bootstrap = load_file(MODULE, "plimsoll_bootstrap")
 Bootstrap, Process, Records = plimsoll_bootstrap.Bootstrap, plimsoll_bootstrap.Process, plimsoll_bootstrap.Records
 Settings, Shares, TraceLock = plimsoll_bootstrap.Settings, plimsoll_bootstrap.Shares, plimsoll_bootstrap.TraceLock
+RUN_S = plimsoll_bootstrap.RUN_S
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +117,20 @@ def test_tasks_that_overlap_share_evenly() -> None:
     shares.end("a", 75)
     assert shares.growth == {"a": 10 + 10 + 20 + 10 + 5, "b": 10 + 10}
     assert shares.count == {"a": 2, "b": 1} and not shares.running
+
+
+def test_what_is_gained_in_a_rest_is_nobodys_and_its_tasks_are_counted() -> None:
+    shares = Shares(0)
+    shares.start("a", 0)
+    shares.end("a", 10)
+    shares.start("a", 12)
+    shares.rest(13)
+    shares.end("a")
+    shares.start("b")
+    shares.resume(500)
+    shares.end("b", 507)
+    assert shares.growth == {"a": 13, "b": 7}
+    assert (shares.count, shares.measured) == ({"a": 2, "b": 1}, {"a": 1, "b": 1})
 
 
 def test_an_end_without_a_start_counts_and_does_not_fail() -> None:
@@ -345,11 +362,11 @@ class Running:
         return self.bootstrap.process
 
     def start(self, name: str = "a") -> None:
-        self.bootstrap.on_task_prerun(task=SimpleNamespace(name=name))
+        self.bootstrap.start_task(name)
 
     def end(self, name: str = "a", grows: int = 0) -> None:
         self.rss += grows
-        self.bootstrap.on_task_postrun(task=SimpleNamespace(name=name))
+        self.bootstrap.end_task(name)
 
     def run(self, name: str = "a", times: int = 1, grows: int = 0) -> None:
         for _ in range(times):
@@ -376,6 +393,8 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         return current[-1]
 
     monkeypatch.setattr(Process, "rss_kb", lambda process: current[-1].rss)
+    # A task here takes no time at all.
+    monkeypatch.setattr(plimsoll_bootstrap, "RUN_S", 0.0)
     yield start
     for one in current:
         if one.process:
@@ -488,6 +507,67 @@ def test_an_application_that_traces_itself_goes_on_tracing(
     one.run()
     assert one.records("growth") and tracemalloc.is_tracing()
     tracemalloc.stop()
+
+
+class Clock:
+    """time.monotonic()."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(plimsoll_bootstrap, "RUN_S", RUN_S)
+
+    def run(self, one: Running, name: str, took: float, grows: int = 0) -> None:
+        one.start(name)
+        self.now += took
+        one.end(name, grows)
+
+
+def test_of_fast_tasks_some_are_measured_and_all_are_counted(
+    running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, clock, pick = running("attribution"), Clock(monkeypatch), random.Random(7)
+    for _ in range(40_000):
+        name = pick.choice("aab")
+        clock.run(one, name, 0.001, grows=16 if name == "a" else 0)
+    one.bootstrap.on_shutdown()
+    last = {record["task"]: record for record in one.records("task_growth")}
+    assert sum(record["count"] for record in last.values()) == 40_000
+    for name, kb in {"a": 16, "b": 0}.items():
+        # A tenth: 100 a second of 1,000.
+        assert 0.05 < last[name]["measured"] / last[name]["count"] < 0.2
+        assert last[name]["rss_growth_kb"] == kb * last[name]["measured"]
+
+
+def test_of_slow_tasks_each_is_measured(running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, clock = running("attribution"), Clock(monkeypatch)
+    for _ in range(300):
+        clock.run(one, "a", 0.011, grows=4)
+    assert one.process.shares.measured == one.process.shares.count == {"a": 300}
+    assert one.process.shares.growth == {"a": 299 * 4}, "the last one's growth is told at the next start"
+
+
+def test_a_rest_ends_with_its_time_and_with_a_window(
+    running: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, clock = running("attribution"), Clock(monkeypatch)
+    for _ in range(plimsoll_bootstrap.RUN_TASKS):
+        clock.run(one, "a", 0.0)
+    one.rss += 300
+    clock.run(one, "a", 0.0, grows=50)
+    assert one.process.shares.resting
+    clock.now += 2 * RUN_S
+    clock.run(one, "b", 0.0, grows=7)
+    assert not one.process.shares.resting
+    assert one.process.shares.growth == {"a": 300}, "what came before the next start is the last one's"
+
+    while not one.process.shares.resting:
+        clock.run(one, "b", 0.0)
+    one.rss += 90
+    assert one.process.open_window(None)
+    clock.run(one, "c", 0.0, grows=5)
+    clock.run(one, "d", 0.0)
+    assert one.process.shares.growth == {"a": 300, "b": 7, "c": 5, "d": 0}
 
 
 def test_growth_is_written_for_tasks_that_ran_and_at_the_end(running: Callable[..., Running]) -> None:
@@ -885,6 +965,89 @@ def test_of_too_many_objects_none_is_looked_at(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(plimsoll_bootstrap, "MANY_OBJECTS", 10)
     found = record_of(lambda: [Ticket() for _ in range(100)])
     assert (found["objects"], found["holders"], found["chains"], found["caches"]) == ([], [], [], [])
+
+
+# ---- what Celery calls ----
+
+
+@pytest.fixture
+def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Runs a function as Celery runs a task of a watched worker; what its tracer returns."""
+    monkeypatch.setattr(Task, "__trace__", None)
+    monkeypatch.setenv("PLIMSOLL_TRACE_MODE", "attribution")
+    monkeypatch.setenv("PLIMSOLL_TRACE_DIR", str(tmp_path))
+    fresh = Bootstrap()
+    fresh.install()
+    app = Celery("shop", set_as_current=False, broker="memory://")
+
+    def run(function: Callable[..., Any], *args: Any) -> Any:
+        task = app.task(function, name=f"shop.{function.__name__}")
+        task.__trace__ = build_tracer(task.name, task, app=app)
+        request = {"id": "1", "is_eager": False, "hostname": "here", "delivery_info": {}}
+        return task.__trace__("1", args, {}, request)
+
+    run.bootstrap = fresh  # type: ignore[attr-defined]
+    yield run
+    if fresh.process:
+        fresh.process.abandon()
+
+
+def sell(number: int) -> int:
+    if number < 0:
+        raise ValueError(number)
+    return number + 1
+
+
+def counts(bootstrap: Any) -> dict[str, int]:
+    return dict(bootstrap.process.shares.count)
+
+
+def test_a_task_is_counted_whether_it_fails_or_not_and_returns_what_it_did(traced: Any) -> None:
+    assert traced(sell, 1).retval == 2
+    assert isinstance(traced(sell, -1).retval.exception, ValueError)
+    assert counts(traced.bootstrap) == {"shop.sell": 2} and not traced.bootstrap.process.shares.running
+
+
+def test_trouble_of_ours_does_not_fail_a_task(traced: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    for method in ("start", "end"):
+        traced.bootstrap.process, traced.bootstrap.settings = None, Settings(os.environ)
+        assert traced(sell, 1).retval == 2
+        monkeypatch.setattr(Process, method, lambda *_: 1 / 0)
+        assert traced(sell, 1).retval == 2
+        monkeypatch.undo()
+        assert traced(sell, 1).retval == 2 and traced.bootstrap.process is None
+    assert capfd.readouterr().err.count("switched off: ZeroDivisionError") == 1
+
+
+class SoftTimeLimitExceeded(Exception):
+    """Billiard's, by its name."""
+
+
+def test_a_time_limit_that_comes_before_a_task_fails_it_and_after_it_does_not(
+    traced: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_time(*_: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    assert traced(sell, 1).retval == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Process, "end", out_of_time)
+        assert traced(sell, 1).retval == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Process, "start", out_of_time)
+        with pytest.raises(SoftTimeLimitExceeded):
+            traced(sell, 1)
+    assert traced(sell, 1).retval == 2 and traced.bootstrap.settings, "it goes on"
+
+
+def test_a_celery_that_runs_tasks_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.delattr(Task, "__trace__")
+    monkeypatch.setenv("PLIMSOLL_TRACE_MODE", "attribution")
+    monkeypatch.setenv("PLIMSOLL_TRACE_DIR", "/x")
+    fresh = Bootstrap()
+    fresh.install()
+    assert fresh.settings is None
+    assert "switched off: RuntimeError: this Celery has no Task.__trace__" in capfd.readouterr().err
 
 
 # ---- single tasks ----

@@ -49,6 +49,21 @@ def test_a_pid_that_came_again_is_another_process() -> None:
     assert task_growth(records) == {"scan": (1100, 36)}
 
 
+def test_tasks_that_were_not_measured_grew_as_the_others_did() -> None:
+    records = [
+        {**grew(1, "scan", 100, 40), "measured": 10},
+        {**grew(1, "scan", 60, 30, pid=8), "measured": 30},
+        {**grew(1, "mail", 0, 7), "measured": 0},
+    ]
+    assert task_growth(records) == {"scan": (460, 70), "mail": (0, 7)}
+
+
+@pytest.mark.parametrize("measured", [-3, 41, 1e300])
+def test_more_than_ran_or_less_than_none_was_not_measured(measured: float) -> None:
+    [(kb, count)] = task_growth([{**grew(1, "scan", 100, 40), "measured": measured}]).values()
+    assert (kb, count) == (0 if measured < 0 else 100, 40)
+
+
 def test_records_without_a_field_do_no_harm() -> None:
     assert task_growth([{"kind": "task_growth", "time": 1}, {"kind": "other", "time": 2}]) == {"": (0, 0)}
     assert task_growth([]) == {}

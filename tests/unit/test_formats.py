@@ -452,6 +452,7 @@ WRONG: dict[str, Any] = {
     "a task's growth as text": {**GROWTH, "tasks": {"shop.scan": {"traced_growth_kb": "8"}}},
     "a pid that is a list": {**GROWTH, "pid": [7]},
     "a count that is true": {"kind": "task_growth", "time": 1, "count": True},
+    "a number measured as text": {"kind": "task_growth", "time": 1, "measured": "8"},
     "growth of RSS that is null": {"kind": "task_growth", "time": 1, "rss_growth_kb": None},
     "a size as text": {"kind": "window_open", "time": 1, "rss_kb": "9"},
 }
@@ -643,7 +644,7 @@ def test_what_the_bootstrap_writes_is_read(tmp_path: Path) -> None:
     growth, refusal = window.close(10)
     assert refusal == "" and kept
     written = [
-        {"kind": "task_growth", "task": "shop.scan", "count": 40, "rss_growth_kb": -12},
+        {"kind": "task_growth", "task": "shop.scan", "count": 40, "measured": 38, "rss_growth_kb": -12},
         {"kind": "window_open", "rss_kb": 90000, "floor_kb": 80000, "frames": 2, "window_s": 60, "gc_objects": opened},
         growth,
         {"kind": "window_close", "reason": "window over", "rss_kb": 91000},

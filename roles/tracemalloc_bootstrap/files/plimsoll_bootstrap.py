@@ -9,7 +9,8 @@ on; one line on stderr says what.
 It works in the processes that run tasks: a prefork worker's children, or the one process of a solo, threads or green
 pool. What RSS gains from the start of a task until the next one starts is that task's growth; so what is freed just
 after a task, as its return value is, does not count. While tasks overlap, growth is shared among them evenly, and the
-records say so.
+records say so. Of tasks that come faster than a measurement can be afforded, RUN_TASKS in a row are measured, then none
+in a rest of random length; all are counted.
 
 Single tasks can be watched in a worker whose environment asks for nothing: by @track_memory below @app.task, or by
 @app.task(base=MemoryTrackingTask).
@@ -25,7 +26,8 @@ PLIMSOLL_TRACE_COOLDOWN_S  seconds from the end of a window to the next one, of 
 PLIMSOLL_TRACE_FRAMES      frames that tracemalloc keeps of each allocation; each one costs time
 PLIMSOLL_TRACE_TOP         sites in a growth record
 PLIMSOLL_WINDOWS_DIR       where UNIT.json asks for a window; not set: nobody can ask
-PLIMSOLL_TASKS_DIR         where PID holds the count of tasks this process finished, for the sampler; not set: nowhere
+PLIMSOLL_TASKS_DIR         where PID holds the count of tasks this process finished, for the sampler, those of a rest
+                           once it is over; not set: nowhere
 
 A window on request, in every mode but off: PLIMSOLL_WINDOWS_DIR/UNIT.json holds {id, window_s (seconds), frames, until
 (Unix seconds, after which it is too late to open one)}. diagnose.yml writes it, and so does a command of Celery's
@@ -37,8 +39,9 @@ Records: PLIMSOLL_TRACE_DIR/UNIT-PID.jsonl, one JSON object a line. Past MAX_FIL
 UNIT-PID.1.jsonl and a new one begins. Every record has time (Unix seconds, UTC), unit, pid and kind; of a window on
 request, id too. By kind:
 
-task_growth   task (name), count (finished), rss_growth_kb (KiB): both since the process began. One record a task, at
-              most every TASK_GROWTH_EVERY_S seconds and at the end of the process, when its count changed.
+task_growth   task (name), count (finished), measured (of those), rss_growth_kb (KiB, of those measured): all since the
+              process began. One record a task, at most every TASK_GROWTH_EVERY_S seconds and at the end of the
+              process, when its count changed.
 window_open   rss_kb and floor_kb (KiB; null where it is not known yet), frames, window_s (seconds), gc_objects (that
               the garbage collector knows, which is what the window costs besides; null in an armed one, which does not
               look at them): tracing began.
@@ -78,6 +81,7 @@ import linecache
 import logging
 import math
 import os
+import random
 import re
 import sys
 import time
@@ -91,6 +95,9 @@ MODES = ("off", "attribution", "armed", "always")
 # The first tasks of a process import lazily, connect, and fill caches: growth that comes once and is no leak.
 WARM_TASKS = 10
 TASK_GROWTH_EVERY_S = 10.0
+# After so many tasks that took less than RUN_S, none is measured for as long as makes that RUN_S, on the average: 100 a
+# second. To measure one takes 30 to 55 us, as /proc and our own code have left the CPU's caches by then.
+RUN_TASKS, RUN_S = 16, 0.16
 # A worker's other child may be tracing; asking again costs a file lock.
 RETRY_S = 5.0
 # A task that makes millions of objects at once must not pay for their traces until it ends.
@@ -151,12 +158,16 @@ def _guarded(method):
             method(self, *args, **kwargs)
         except Exception as error:
             # Whatever it is, the application must go on; give_up() says it in the journal.
-            if type(error).__name__ == "SoftTimeLimitExceeded":
-                # The task's, which came while we were at it.
+            if _is_time_limit(error):
                 raise
             self.give_up(error)
 
     return guarded
+
+
+def _is_time_limit(error):
+    """Whether it is the task's, which came while we were at it."""
+    return type(error).__name__ == "SoftTimeLimitExceeded"
 
 
 def _original(module, name):
@@ -219,6 +230,9 @@ class Shares:
         self.ended = None
         self.growth = {}
         self.count = {}
+        # Of those counted, the ones that growth is known of; and whether none is now.
+        self.measured = {}
+        self.resting = False
         # Whether two tasks ever ran at once.
         self.together = False
 
@@ -231,13 +245,15 @@ class Shares:
         elif self.ended is not None:
             self.growth[self.ended] = self.growth.get(self.ended, 0) + gained
 
-    def start(self, name, now):
-        self.tell(now)
+    def start(self, name, now=None):
+        """Without the measure while it rests."""
+        if now is not None:
+            self.tell(now)
         self.together = self.together or bool(self.running)
         self.running[name] = self.running.get(name, 0) + 1
 
     def end(self, name, now=None):
-        """Without the measure where only this one runs: what it gained is its own until the next one starts."""
+        """Without the measure while it rests, and where only this one runs: what that gained is its own until then."""
         if now is not None:
             self.tell(now)
         left = self.running.pop(name, 0) - 1
@@ -245,6 +261,16 @@ class Shares:
             self.running[name] = left
         self.ended = name
         self.count[name] = self.count.get(name, 0) + 1
+        if not self.resting:
+            self.measured[name] = self.measured.get(name, 0) + 1
+
+    def rest(self, now):
+        self.tell(now)
+        self.resting = True
+
+    def resume(self, now):
+        """What was gained while it rested is nobody's."""
+        self.last, self.resting = now, False
 
 
 class Request:
@@ -847,6 +873,9 @@ class Process:
         self.trace_lock = TraceLock(settings.directory / f".{settings.unit}.lock") if settings.directory else None
         self.shares = Shares(self.rss_kb())
         self.finished = 0
+        # Of the run of tasks that is measured; and of the rest after it. The application's own random is left alone.
+        self.run_began, self.run_ends, self.rest_until = 0.0, 0, 0.0
+        self.random = random.Random()
         self.floor_kb = None
         self.window = None
         # The window from before its start until after its stop, for a fork or a failure in between.
@@ -887,23 +916,47 @@ class Process:
             except OSError as error:
                 _complain("the count of tasks is not published", error)
 
+    def _measure(self):
+        """RSS at the start of a task, KiB; None while it rests."""
+        rss, now = self.rss_kb(), time.monotonic()
+        if self.shares.resting:
+            self.shares.resume(rss)
+        elif self.finished < self.run_ends:
+            return rss
+        elif now < self.run_began + RUN_S and not self.window:
+            self.shares.rest(rss)
+            # At random, to keep no step with what comes regularly.
+            self.rest_until = now + self.random.uniform(0, 2) * (self.run_began + RUN_S - now)
+            return None
+        self.run_began, self.run_ends = now, self.finished + RUN_TASKS
+        return rss
+
     def start(self, name):
         with self.lock:
-            self.shares.start(name, self.rss_kb())
+            if self.shares.resting and time.monotonic() < self.rest_until:
+                self.shares.start(name)
+                return
+            self.shares.start(name, self._measure())
             if self.window:
                 self.window.shares.start(name, tracemalloc.get_traced_memory()[0])
 
     def end(self, name):
         with self.lock:
+            shares = self.shares
+            if shares.resting and time.monotonic() < self.rest_until:
+                shares.end(name)
+                self.finished += 1
+                return
             # A read of /proc less, of two, where nothing asks for it before the next task does.
-            alone = self.settings.mode == "attribution" and not self.window and self.shares.running == {name: 1}
-            rss = None if alone else self.rss_kb()
-            self.shares.end(name, rss)
+            alone = self.settings.mode == "attribution" and not self.window and shares.running == {name: 1}
+            rss = None if shares.resting or alone else self.rss_kb()
+            shares.end(name, rss)
             if self.window:
                 self.window.shares.end(name, tracemalloc.get_traced_memory()[0])
             self.finished += 1
             self._publish_count()
-            if time.monotonic() >= self.write_at:
+            now = time.monotonic()
+            if now >= self.write_at:
                 self.write_growth()
             if self.window:
                 if self.window.age() >= self.window.window_s:
@@ -911,16 +964,16 @@ class Process:
                 elif traced_blocks() > ENOUGH_BLOCKS:
                     self.close_window("many blocks")
             else:
-                self._open_if_due(rss)
+                self._open_if_due(rss, now)
 
-    def _open_if_due(self, rss):
-        settings, now = self.settings, time.monotonic()
+    def _open_if_due(self, rss, now):
+        settings = self.settings
         if settings.request_path and now >= self.look_at:
             self.look_at = now + LOOK_EVERY_S
             request = self.request()
             if request and time.time() < request.until and self.open_window(rss, request):
                 return
-        if self.finished < WARM_TASKS or settings.mode == "attribution":
+        if self.finished < WARM_TASKS or settings.mode == "attribution" or rss is None:
             return
         self.floor_kb = rss if self.floor_kb is None else min(self.floor_kb, rss)
         grown = settings.mode == "always" or rss - self.floor_kb >= settings.arm_kb
@@ -939,15 +992,22 @@ class Process:
 
     def write_growth(self):
         """The task_growth records of those tasks that ran since the last time."""
-        self.shares.tell(self.rss_kb())
-        count = self.shares.count
+        shares = self.shares
+        if not shares.resting:
+            shares.tell(self.rss_kb())
+        count = shares.count
         ran = [name for name in count if count[name] != self.written.get(name)]
         self.written.update((name, count[name]) for name in ran)
         self.write_at = time.monotonic() + TASK_GROWTH_EVERY_S
-        growth = {name: round(self.shares.growth.get(name, 0)) for name in ran}
         if ran:
             self.records.write(
-                {"kind": "task_growth", "task": name, "count": count[name], "rss_growth_kb": growth[name]}
+                {
+                    "kind": "task_growth",
+                    "task": name,
+                    "count": count[name],
+                    "measured": shares.measured.get(name, 0),
+                    "rss_growth_kb": round(shares.growth.get(name, 0)),
+                }
                 for name in ran
             )
 
@@ -972,6 +1032,8 @@ class Process:
         except OSError as error:
             _complain("no window is opened", error)
             return False
+        if self.shares.resting:
+            self.shares.resume(rss)
         asked = request or settings
         whole = bool(request) or settings.mode == "always"
         self.tracing = window = Window(asked.window_s, asked.frames, request, whole)
@@ -1070,8 +1132,37 @@ class Process:
 # ---- what Celery calls ----
 
 
+class Tracer:
+    """Task.__trace__, which Celery calls to run a task, with the start and the end of each told to the bootstrap.
+
+    The signals task_prerun and task_postrun tell them too, and Celery takes about 10 us to send one, whatever is done
+    about it: half of what this may cost. Measured between tasks, which leave little of Celery in the CPU's caches.
+    """
+
+    def __init__(self, bootstrap):
+        self.bootstrap = bootstrap
+
+    def __get__(self, task, owner=None):
+        return task.__dict__.get("__trace__") if task is not None else None
+
+    def __set__(self, task, run):
+        task.__dict__["__trace__"] = run and self._watched(task.name, run)
+
+    def _watched(self, name, run):
+        start, end = self.bootstrap.start_task, self.bootstrap.end_task
+
+        def watched(*args, **kwargs):
+            try:
+                start(name)
+                return run(*args, **kwargs)
+            finally:
+                end(name)
+
+        return watched
+
+
 class Bootstrap:
-    """The receivers of Celery's signals."""
+    """What Celery tells: the start and the end of tasks and of processes."""
 
     def __init__(self):
         # Of a worker that is watched as a whole, and of single tasks.
@@ -1090,11 +1181,12 @@ class Bootstrap:
         settings = Settings(os.environ)
         if settings.mode == "off":
             return
-        from celery import signals
+        from celery import Task, signals
         from celery.worker.control import control_command
 
-        signals.task_prerun.connect(self.on_task_prerun, weak=False)
-        signals.task_postrun.connect(self.on_task_postrun, weak=False)
+        if "__trace__" not in vars(Task):
+            raise RuntimeError("this Celery has no Task.__trace__")
+        Task.__trace__ = Tracer(self)
         control_command(args=[("window_s", float), ("frames", int)], signature="[window_s [frames]]")(plimsoll_window)
         self._connect(signals)
         self.settings = settings
@@ -1109,14 +1201,23 @@ class Bootstrap:
         self.settings = self.single = None
         self.gave_up = True
         _complain("switched off", f"{type(error).__name__}: {error}")
-        if self.process:
+        process, self.process = self.process, None
+        if process:
             with contextlib.suppress(Exception):
-                self.process.abandon()
+                process.abandon()
 
-    @_guarded
-    def on_task_prerun(self, task=None, **_):
-        if self.settings:
-            self._start(self.settings, task.name)
+    # These two are guarded by themselves, as each call costs where it is called for every task.
+
+    def start_task(self, name):
+        try:
+            if self.process:
+                self.process.start(name)
+            elif self.settings:
+                self._start(self.settings, name)
+        except Exception as error:
+            if _is_time_limit(error):
+                raise
+            self.give_up(error)
 
     def _start(self, settings, name):
         # At the first task: in a prefork worker's main process, where none runs, there is nothing of ours.
@@ -1125,10 +1226,14 @@ class Bootstrap:
                 self.process = Process(settings, self.give_up)
         self.process.start(name)
 
-    @_guarded
-    def on_task_postrun(self, task=None, **_):
-        if self.settings and self.process:
-            self.process.end(task.name)
+    def end_task(self, name):
+        try:
+            if self.process:
+                self.process.end(name)
+        except Exception as error:
+            # A time limit has nothing left to end.
+            if not _is_time_limit(error):
+                self.give_up(error)
 
     @_guarded
     def start_single(self, name):
@@ -1149,7 +1254,7 @@ class Bootstrap:
 
     @_guarded
     def on_shutdown(self, **_):
-        if self.process and not self.gave_up:
+        if self.process:
             self.process.shut_down()
 
     @_guarded
