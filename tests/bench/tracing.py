@@ -17,9 +17,9 @@ tracemalloc traces. memray comes by pip into a temporary directory; where it can
 Throughput is tasks by CPU time, user and system, all threads, of the process that runs them: other things run on this
 computer too, and wall time tells of them; it is given besides. CPU time is taken from the beginning of a task to that
 of the next one, so Celery's part is in it. In a round all workers are started anew, warmed up, and take turns of TURN
-tasks. What counts of a turn is the mean, as attribution measures some tasks and not others; it is divided by that of the
-same turn without tracing, fractions of a second away; of a round the median of its turns is taken, and given are the
-median of the rounds and their quartiles. "no tracing, again" says how far to trust the rest.
+tasks. What counts of a turn is the mean, as attribution measures some tasks and not others; it is divided by that of
+the same turn without tracing, a second away; of a round the median of its turns is taken, and given are the median of
+the rounds and their quartiles. "no tracing, again" says how far to trust the rest.
 
 "calls timed" is attribution with a clock around what is called of it at the beginning and at the end of a task, where
 the worker's caches are as they are: it can tell microseconds, but not what it costs the rest of a task. The clock's own
@@ -559,9 +559,7 @@ def show(found: dict[str, Figures], tasks: int) -> None:
     timed = found.get(TIMED)
     if timed and timed.calls_us:
         share = statistics.median(map(operator.truediv, timed.calls_us, nothing.us))
-        print(
-            f"attribution: the two calls of it take {statistics.median(timed.calls_us):.1f} us a task, {share:.2%}"
-        )
+        print(f"attribution: the two calls of it take {statistics.median(timed.calls_us):.1f} us a task, {share:.2%}")
     attribution = found.get(ATTRIBUTION)
     if attribution and attribution.us:
         cost = [1 - ratio for ratio in attribution.throughput]

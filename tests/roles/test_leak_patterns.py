@@ -9,11 +9,9 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,37 +20,14 @@ from typing import Any, NamedTuple
 
 import pytest
 from celery import Celery
+from lab.patterns import KEPT_KB, LAB, LEAKS, LIBRARY, MENDED, OTHERS, PYTHON, build_extension
 from plimsoll.diagnose import culprits, gains, leak_class
 from test_tracemalloc_bootstrap import UNIT, unit_environment
 
-LAB = Path(__file__).resolve().parents[1] / "lab"
-LEAKS = LAB / "app" / "boxoffice" / "leaks.py"
-LIBRARY = LAB / "site-packages" / "ticketlib" / "__init__.py"
 PATIENCE_S = 60.0
-# Runs before a window, as first calls take memory once, and in it. What is kept of a run at least, KiB.
+# Runs before a window, as first calls take memory once, and in it.
 WARM, RUNS = 5, 60
-KEPT_KB = 150
 SEATS = 1_000_000
-
-# Where the line is that allocates what is kept.
-PYTHON = {
-    "module_cache": (LEAKS, "module_cache"),
-    "collector": (LEAKS, "collector"),
-    "method_cache": (LEAKS, "Venue.__init__"),
-    "kept_errors": (LEAKS, "check"),
-    "kept_closures": (LEAKS, "kept_closures"),
-    "handlers": (LEAKS, "handlers"),
-    "third_party": (LIBRARY, "draw"),
-    "filling_cache": (LEAKS, "photograph_of"),
-}
-OTHERS = {
-    "unclosed": "file_descriptors",
-    "native": "native",
-    "fragmentation": "fragmentation",
-    "copy_on_write": "copy_on_write",
-}
-# All in one window: none of them keeps anything.
-MENDED = [f"{name}_mended" for name in [*PYTHON, *OTHERS] if name not in ("filling_cache", "copy_on_write")]
 
 
 class Window(NamedTuple):
@@ -160,12 +135,7 @@ class Worker:
 
 @pytest.fixture(scope="module")
 def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tests/lab/leaky.c, built."""
-    built = tmp_path_factory.mktemp("extension") / f"leaky{sysconfig.get_config_var('EXT_SUFFIX')}"
-    compiler = shlex.split(sysconfig.get_config_var("CC"))
-    flags = ["-shared", "-fPIC", "-O2", f"-I{sysconfig.get_path('include')}"]
-    subprocess.run([*compiler, *flags, str(LAB / "leaky.c"), "-o", str(built)], check=True)
-    return built
+    return build_extension(tmp_path_factory.mktemp("extension"))
 
 
 @pytest.fixture(scope="module")

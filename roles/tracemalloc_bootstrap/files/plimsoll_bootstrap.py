@@ -873,9 +873,9 @@ class Process:
         self.trace_lock = TraceLock(settings.directory / f".{settings.unit}.lock") if settings.directory else None
         self.shares = Shares(self.rss_kb())
         self.finished = 0
-        # Of the run of tasks that is measured; and of the rest after it. The application's own random is left alone.
+        # Of the run of tasks that is measured; and of the rest after it.
         self.run_began, self.run_ends, self.rest_until = 0.0, 0, 0.0
-        self.random = random.Random()
+        self.random = random.SystemRandom()
         self.floor_kb = None
         self.window = None
         # The window from before its start until after its stop, for a fork or a failure in between.
@@ -1230,7 +1230,7 @@ class Bootstrap:
         try:
             if self.process:
                 self.process.end(name)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the application must go on; give_up() says it
             # A time limit has nothing left to end.
             if not _is_time_limit(error):
                 self.give_up(error)
