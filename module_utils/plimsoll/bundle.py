@@ -54,14 +54,19 @@ def listing(root: Path, folders: Sequence[str]) -> tuple[list[tuple[str, Path]],
 
     Links and special files are left out: a worker's user can write to the trace folder, and this runs as root.
     """
-    found, skipped = [], []
+    found: list[tuple[str, Path]] = []
+    skipped = []
     for folder in folders:
         base = root / folder
         if not base.is_dir():
             skipped.append(f"{folder}: no such directory")
             continue
-        for file in sorted(base.iterdir()):
+        files = set(base.iterdir())
+        for file in sorted(files):
             name = f"{folder}/{file.name}"
+            if _zipped(file) in files:
+                # The sampler has put its segment's gzip there, and is about to remove the segment.
+                continue
             if not MEMBER.fullmatch(name):
                 # The writers' own scratch files and locks.
                 continue
@@ -75,6 +80,18 @@ def listing(root: Path, folders: Sequence[str]) -> tuple[list[tuple[str, Path]],
             else:
                 skipped.append(f"{name}: {NOT_REGULAR}")
     return found, skipped
+
+
+def _zipped(file: Path) -> Path:
+    return file.with_name(f"{file.name}.gz")
+
+
+def _as_it_is_now(member: tuple[str, Path]) -> tuple[str, Path]:
+    """A segment that was listed may have been gzipped since, as its hour was over."""
+    name, file = member
+    if not file.exists() and MEMBER.fullmatch(f"{name}.gz"):
+        return f"{name}.gz", _zipped(file)
+    return member
 
 
 def _content(file: Path, limit: int) -> bytes:
@@ -113,7 +130,7 @@ def pack(members: Sequence[tuple[str, Path]], meta: bytes, target: Path, max_byt
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.GNU_FORMAT) as archive,
     ):
         _add(archive, "meta.json", meta)
-        for name, file in members:
+        for name, file in map(_as_it_is_now, members):
             try:
                 content = _content(file, left)
             except OSError as error:

@@ -103,12 +103,31 @@ def test_a_name_that_no_bundle_holds_is_not_even_repeated(logs: Path) -> None:
     assert listing(logs, ("trace",)) == before
 
 
+def test_a_segment_that_is_gzipped_while_it_is_packed_is_there_once(logs: Path, tmp_path: Path) -> None:
+    segment = logs / "samples/samples-2.csv"
+    zipped = segment.with_name("samples-2.csv.gz")
+    listed, _ = listing(logs, ("samples", "trace"))
+    zipped.write_bytes(gzip.compress(segment.read_bytes(), mtime=0))
+    # Both are there for a moment.
+    assert [name for name, _ in listing(logs, ("samples",))[0]] == [
+        "samples/samples-1.csv.gz",
+        "samples/samples-2.csv.gz",
+    ]
+    segment.unlink()
+    made = pack(listed, META, tmp_path / "a.tar.gz", ROOMY)
+    unpack(tmp_path / "a.tar.gz", tmp_path / "host")
+    assert (made.files, made.skipped) == (3, ())
+    assert tree(tmp_path / "host")["samples/samples-2.csv.gz"] == zipped.read_bytes()
+
+
 @pytest.mark.parametrize("becomes", ["link", "pipe", "nothing"])
 def test_a_file_that_changes_its_kind_after_it_was_listed_is_left_out(logs: Path, tmp_path: Path, becomes: str) -> None:
     """The worker's user owns the trace folder; a pipe must not make the packing wait."""
     found, _ = listing(logs, ("samples", "trace"))
     name, file = found[-1]
     file.unlink()
+    # Of a trace no gzip is taken: the controller would refuse the bundle.
+    file.with_name(f"{file.name}.gz").touch()
     {"link": lambda: file.symlink_to("/etc/hostname"), "pipe": lambda: os.mkfifo(file), "nothing": lambda: None}[
         becomes
     ]()
