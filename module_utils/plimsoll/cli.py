@@ -14,7 +14,7 @@ from typing import Any
 
 from . import __version__, canaries, report
 from .files import write_whole
-from .findings import Findings, findings, leaking
+from .findings import Before, Findings, findings
 from .formats import HostData, InputError, files_of, read_host
 from .lines import STDIN, name_of
 from .store import HOSTS, Host, ingest, read_hosts
@@ -72,8 +72,9 @@ def _name(root: Path) -> str:
 
 
 def analyse(given: argparse.Namespace) -> int:
+    before = _before(given.out / "findings.json") if given.out else None
     # The table has the notes in it.
-    document, verdicts = findings(read(given.paths, given.format != "text"), time.time())
+    document, verdicts = findings(read(given.paths, given.format != "text"), time.time(), before)
     page = report.html(document, verdicts) if given.format == "html" or given.out else ""
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,18 @@ def analyse(given: argparse.Namespace) -> int:
     _say(shown[given.format]())
     if given.out and given.format == "text":
         _say(f"report: {(given.out / 'report.html').resolve()}")
-    return LEAKS if given.fail_on == "leaking" and leaking(document) else DONE
+    return LEAKS if given.fail_on == "leaking" and document["fleet"]["leaking"] else DONE
+
+
+def _before(path: Path) -> Before | None:
+    """What the last findings said. Without them, all goes on as if these were the first ones."""
+    try:
+        return Before.of(json.loads(path.read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        print(f"plimsoll: note: {path} is no findings.json, so nothing is said of changes: {error}", file=sys.stderr)
+        return None
 
 
 def _say(text: str) -> None:

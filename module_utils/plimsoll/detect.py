@@ -614,9 +614,9 @@ def _evidence(
     if limits.events_high:
         said.append(f"above MemoryHigh {limits.events_high} times: the kernel slows it down there")
     if limits.oom_kills:
-        said.append(f"{limits.oom_kills} OOM kills")
+        said.append(f"{limits.oom_kills} OOM kill{'s' * (limits.oom_kills > 1)}")
     if limits.restarts:
-        said.append(f"{limits.restarts} restarts by systemd")
+        said.append(f"{limits.restarts} restart{'s' * (limits.restarts > 1)} by systemd")
     if pattern.leaking and limits.max_kb is None:
         said.append("no MemoryMax was seen, so that no time is left to tell")
     return said

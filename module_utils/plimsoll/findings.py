@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from .detect import Pattern, Verdict, judge
 from .diagnose import Advice, Culprit, Hold, Kind, advice, culprits, holds, leak_class
@@ -55,19 +56,61 @@ class Finding(TypedDict):
     remedy: None
 
 
+class Soonest(TypedDict):
+    """The limit that is met first in the whole fleet."""
+
+    host: str
+    unit: str
+    limit: str
+    hours: float
+
+
+class Fleet(TypedDict):
+    """The fleet at a glance: how many of each; collected: hosts that were read."""
+
+    hosts: int
+    collected: int
+    workers: int
+    leaking: int
+    soonest: Soonest | None
+
+
+class Name(TypedDict):
+    host: str
+    unit: str
+
+
+class Changes(TypedDict):
+    """What is new since the findings before: since is when those were made, None where there are none.
+
+    leaking: that leak, and did not or were not known; mended: that leaked, and are seen and do not; named: that leaked
+    before too, and whose line is known now; gone: that leaked, and are not seen any more.
+    """
+
+    since: str | None
+    leaking: list[Name]
+    mended: list[Name]
+    named: list[Name]
+    gone: list[Name]
+
+
 class Findings(TypedDict):
     """The whole document. generated is ISO 8601, UTC. workers: those that leak first, the least time left first."""
 
     schema: int
     generated: str
+    fleet: Fleet
+    changes: Changes
     workers: list[Finding]
     hosts: list[Host]
 
 
-def findings(read: Iterable[tuple[Host, HostData | None]], now: float) -> tuple[Findings, list[Verdict]]:
+def findings(
+    read: Iterable[tuple[Host, HostData | None]], now: float, before: Before | None = None
+) -> tuple[Findings, list[Verdict]]:
     """The document and, in the same order, the verdicts that it was made of. now in Unix seconds.
 
-    read may read as it goes: of each host no more than its series is kept.
+    read may read as it goes: of each host no more than its series is kept. before is what the last findings said.
     """
     found: list[tuple[Finding, Verdict]] = []
     hosts: list[Host] = []
@@ -79,13 +122,85 @@ def findings(read: Iterable[tuple[Host, HostData | None]], now: float) -> tuple[
         for worker, verdict in _judged(workers_of(data)):
             found.append((_finding(verdict, [one for one in data.traces if one.get("unit") == worker.unit]), verdict))
     found.sort(key=lambda one: _urgency(one[0]))
+    workers = [finding for finding, _ in found]
     document: Findings = {
         "schema": SCHEMA,
         "generated": datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="seconds"),
-        "workers": [finding for finding, _ in found],
+        "fleet": {
+            "hosts": len(hosts),
+            "collected": sum(one["collected"] for one in hosts),
+            "workers": len(workers),
+            "leaking": sum(one["leaking"] for one in workers),
+            "soonest": _soonest(workers),
+        },
+        "changes": changes(before, workers),
+        "workers": workers,
         "hosts": hosts,
     }
     return document, [verdict for _, verdict in found]
+
+
+def _soonest(workers: Sequence[Finding]) -> Soonest | None:
+    left: list[Soonest] = [
+        {"host": one["host"], "unit": one["unit"], "limit": limit, "hours": hours}
+        for one in workers
+        for limit, hours in (
+            ("MemoryHigh", one["hours_to_memory_high"]),
+            ("MemoryMax", one["hours_to_memory_max"]),
+        )
+        if one["leaking"] and hours is not None
+    ]
+    # Of two that are reached, the one that kills.
+    return min(left, key=lambda one: (one["hours"], one["limit"] != "MemoryMax"), default=None)
+
+
+@dataclass(frozen=True)
+class Before:
+    """What findings of an earlier time said: when, and of each worker (host, unit) whether it leaked and had a line."""
+
+    generated: str
+    leaked: Mapping[tuple[str, str], bool]
+    named: frozenset[tuple[str, str]]
+
+    @classmethod
+    def of(cls, document: Any) -> Before:
+        """Of a findings.json. Raises KeyError or TypeError where it is none."""
+        workers = {(str(one["host"]), str(one["unit"])): one for one in document["workers"]}
+        return cls(
+            str(document["generated"]),
+            {name: bool(one["leaking"]) for name, one in workers.items()},
+            frozenset(name for name, one in workers.items() if _named(one)),
+        )
+
+
+def _named(one: Finding) -> bool:
+    return any(culprit["file"] for culprit in one["culprits"])
+
+
+def changes(before: Before | None, workers: Sequence[Finding]) -> Changes:
+    """What is new. Where there was nothing before, nothing is."""
+    told: Changes = {"since": None, "leaking": [], "mended": [], "named": [], "gone": []}
+    if before is None:
+        return told
+    told["since"] = before.generated
+    for one in workers:
+        name = one["host"], one["unit"]
+        leaked = before.leaked.get(name, False)
+        which: Name = {"host": one["host"], "unit": one["unit"]}
+        if one["leaking"] and not leaked:
+            told["leaking"].append(which)
+        elif one["leaking"] and _named(one) and name not in before.named:
+            told["named"].append(which)
+        # Of what was seen for too short a time, nothing is said.
+        elif leaked and not one["leaking"] and one["pattern"] != Pattern.INSUFFICIENT_DATA.value:
+            told["mended"].append(which)
+    seen = {(one["host"], one["unit"]) for one in workers}
+    told["gone"] = [
+        {"host": host, "unit": unit}
+        for (host, unit), leaked in sorted(before.leaked.items())
+        if leaked and (host, unit) not in seen
+    ]
+    return told
 
 
 def _judged(workers: Sequence[Worker]) -> Iterable[tuple[Worker, Verdict]]:
@@ -166,8 +281,3 @@ def _finding(verdict: Verdict, traces: Iterable[Trace]) -> Finding:
 
 def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits) + 0.0
-
-
-def leaking(document: Findings) -> int:
-    """How many workers leak."""
-    return sum(Pattern(one["pattern"]).leaking for one in document["workers"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import itertools
 import shutil
 import subprocess
 import textwrap
@@ -13,9 +16,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from .detect import Pattern, Verdict
+from .detect import Life, Pattern, Verdict
 from .diagnose import Culprit, Hold, short
-from .findings import Finding, Findings, leaking
+from .findings import Finding, Findings, Name
 from .formats import printable
 from .series import Floats
 
@@ -31,6 +34,15 @@ SPARKS, SPARK_RANGE, BLOCKS = 12, 0.2, "▁▂▃▄▅▆▇█"
 CHART_WIDTH, CHART_HEIGHT, CHART_LEFT, CHART_BOTTOM = 720, 220, 64, 26
 # Over the whole width; a process that lived shorter has fewer. More points than pixels tell nothing more.
 CHART_POINTS = 300
+# Floor lines, of the processes that grew last; and marks of restarts and kills, the last ones.
+CHART_FLOORS, CHART_MARKS = 8, 60
+# A process whose last sample is older than the worker's last one by so many seconds, and by so much of what was seen,
+# is over: of a long series, floors alone are known.
+LATE_S, LATE_SHARE = 120, 0.02
+# A forecast is drawn so far behind the last sample at most, as a share of what was seen.
+CHART_AHEAD = 0.6
+# Charts on a page, those that leak first: each is up to 15 kB.
+MOST_CHARTS = 400
 # A picture that takes longer is left out, as it is where graphviz is not installed; seconds.
 DRAWN_WITHIN_S = 10
 
@@ -72,6 +84,14 @@ def left(one: Finding) -> str:
         if hours is not None:
             return span(hours)
     return "recycled" if one["pattern"] == "recycled" else "-"
+
+
+def _order(one: Finding) -> float:
+    """By what the column of the time left is sorted: those without any come last."""
+    for hours in (one["hours_to_memory_max"], one["hours_to_memory_high"]):
+        if hours is not None:
+            return hours
+    return YEARS if one["pattern"] == "recycled" else 2 * YEARS
 
 
 def forecast(one: Finding) -> list[str]:
@@ -172,6 +192,8 @@ def text(document: Findings, verdicts: Sequence[Verdict]) -> str:
                 break_on_hyphens=False,
             )
     lines += ["", summary(document)]
+    for note in _since(document):
+        lines += textwrap.wrap(printable(note, 4000), WIDTH, subsequent_indent="    ", break_on_hyphens=False)
     said = [
         f"{'note' if one['collected'] else 'not collected'}: {one['host']}: {printable(one['reason'], 300)}"
         for one in sorted(document["hosts"], key=lambda each: each["collected"])
@@ -184,13 +206,39 @@ def text(document: Findings, verdicts: Sequence[Verdict]) -> str:
 
 def summary(document: Findings) -> str:
     """One line for all."""
-    workers, hosts = len(document["workers"]), len(document["hosts"])
-    collected = sum(one["collected"] for one in document["hosts"])
-    return f"{leaking(document)} of {workers} workers leak, on {collected} of {hosts} hosts that were read"
+    fleet = document["fleet"]
+    return (
+        f"{fleet['leaking']} of {fleet['workers']} workers leak, on {fleet['collected']} of {fleet['hosts']} hosts"
+        " that were read"
+    )
+
+
+def changed(document: Findings) -> list[tuple[str, list[Name]]]:
+    """What is new since the findings before: what it is called, and the workers."""
+    changes = document["changes"]
+    called = {
+        "new leak": changes["leaking"],
+        "leaks no more": changes["mended"],
+        "line known now": changes["named"],
+        "leaked and is not seen any more": changes["gone"],
+    }
+    return [(name, workers) for name, workers in called.items() if workers]
+
+
+def _since(document: Findings) -> list[str]:
+    """What is new, in lines."""
+    since = document["changes"]["since"]
+    if since is None:
+        return []
+    said = [
+        f"{name}: " + ", ".join(f"{one['host']} {one['unit'].removesuffix('.service')}" for one in workers)
+        for name, workers in changed(document)
+    ]
+    return [f"since {since}: {one}" for one in said or ["no change"]]
 
 
 def html(document: Findings, verdicts: Sequence[Verdict]) -> str:
-    """The page: one file with all in it, no script, nothing loaded from elsewhere."""
+    """The page: one file with all in it, nothing loaded from elsewhere, and no script or style but its own two."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -199,15 +247,35 @@ def html(document: Findings, verdicts: Sequence[Verdict]) -> str:
         span=span,
         growth=growth,
         left=left,
+        order=_order,
         forecast=forecast,
         blame=blame,
         advised=advised,
         short=short,
         printable=printable,
     )
-    charts = [{**chart(verdict), "holds": drawn(one)} for one, verdict in zip(document["workers"], verdicts)]
-    template = environment.get_template("report.html.j2")
-    return template.render(document=document, summary=summary(document), workers=list(zip(document["workers"], charts)))
+    sparks = map(sparkline, verdicts)
+    charts = [
+        {**chart(verdict), "holds": drawn(one)} for one, verdict in zip(document["workers"][:MOST_CHARTS], verdicts)
+    ]
+    # The hashes are of what stands between the tags: no other script or style runs, whatever a host sent.
+    style, script = ((TEMPLATES / name).read_text() for name in ("report.css", "report.js"))
+    return environment.get_template("report.html.j2").render(
+        document=document,
+        summary=summary(document),
+        workers=list(itertools.zip_longest(document["workers"], sparks, charts)),
+        changed=changed(document),
+        most_charts=MOST_CHARTS,
+        policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none';"
+        " form-action 'none'",
+        style=style,
+        script=script,
+    )
+
+
+def _hash(source: str) -> str:
+    """As a Content-Security-Policy names an inline script or style."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
 
 
 def graph(holds: Sequence[Hold]) -> str:
@@ -250,7 +318,8 @@ def drawn(one: Finding) -> str | None:
 
 
 def chart(verdict: Verdict) -> dict[str, Any]:
-    """The lines of one worker in pixels: processes, the cgroup's own figure, its limits, and the ticks of both axes."""
+    """One worker in pixels: processes, the unit's own figure, floors with their interval, limits, restarts and kills,
+    the forecast, and the ticks of both axes."""
     worker, limits = verdict.worker, verdict.worker.limits
     start = min(float(one.times[0]) for one in worker.generations)
     end = max(float(one.times[-1]) for one in worker.generations)
@@ -260,17 +329,36 @@ def chart(verdict: Verdict) -> dict[str, Any]:
     shown = [limit for limit in (limits.high_kb, limits.max_kb) if limit and limit <= 8 * most]
     # The name of a limit has its place above the line.
     top = 1.1 * max([most, *map(float, shown)]) or 1.0
+    until = _until(verdict, start, end) if shown else end
 
     def x(when: float) -> float:
-        return round(CHART_LEFT + (when - start) / ((end - start) or 1.0) * (CHART_WIDTH - CHART_LEFT - 8), 1)
+        return round(CHART_LEFT + (when - start) / ((until - start) or 1.0) * (CHART_WIDTH - CHART_LEFT - 8), 1)
 
     def y(kib: float) -> float:
-        return round((CHART_HEIGHT - CHART_BOTTOM) * (1 - kib / top), 1)
+        return round((CHART_HEIGHT - CHART_BOTTOM) * (1 - min(max(kib, 0.0), top) / top), 1)
 
     def points(times: Floats, sizes: Floats) -> str:
         most = CHART_POINTS * float(times[-1] - times[0]) / ((end - start) or 1.0)
         at = np.unique(np.linspace(0, len(times) - 1, min(len(times), max(2, int(most)))).astype(int))
         return " ".join(f"{x(float(times[i]))},{y(float(sizes[i]))}" for i in at)
+
+    def wedge(
+        times: tuple[float, float], at: tuple[float, float], low: float, slope: float, high: float
+    ) -> dict[str, str]:
+        """A line through a point, and its interval, from one time to another. Slopes in KiB an hour."""
+
+        def along(rate: float, when: float) -> str:
+            return f"{x(when)},{y(at[1] + rate * (when - at[0]) / 3600)}"
+
+        begin, finish = times
+        middle = [at[0]] if begin < at[0] < finish else []
+        way = [begin, *middle, finish]
+        upper = [along(high if when >= at[0] else low, when) for when in way]
+        lower = [along(low if when >= at[0] else high, when) for when in way]
+        return {
+            "line": f"{along(slope, begin)} {along(slope, finish)}",
+            "band": " ".join([*upper, *reversed(lower)]),
+        }
 
     grown = {id(life.generation) for life in verdict.lives if life.pattern.leaking}
     alone = {id(life.generation) for life in verdict.lives}
@@ -283,18 +371,54 @@ def chart(verdict: Verdict) -> dict[str, Any]:
         }
         for one in worker.generations
     ]
+    floors = [
+        wedge((float(one.generation.times[0]), float(one.generation.times[-1])), _middle(one), *_rate(one))
+        for one in sorted(verdict.lives, key=lambda one: float(one.generation.times[-1]))
+        if one.pattern.leaking
+    ][-CHART_FLOORS:]
+    late = end - max(LATE_S, LATE_SHARE * (end - start))
+    level = limits.level_kb or sum(float(one.sizes[-1]) for one in worker.generations if one.times[-1] >= late)
     marks = [("MemoryHigh", limits.high_kb), ("MemoryMax", limits.max_kb)]
+    happened = [("restart", limits.restarted), ("OOM kill", limits.killed)]
+    rate = verdict.rate
     return {
         "lines": lines,
         "cgroup": points(limits.times[inside], limits.levels[inside]) if inside.any() else "",
+        "floors": floors,
+        "forecast": wedge((end, until), (end, level), rate.low, rate.slope, rate.high) if until > end else None,
+        "marks": [
+            {"x": x(float(when)), "name": name, "at": _clock(float(when), until - start)}
+            for name, times in happened
+            for when in times[(times >= start) & (times <= end)][-CHART_MARKS:]
+        ],
         "limits": [{"name": name, "y": y(float(at)), "kb": at} for name, at in marks if at in shown and at],
         "sizes": [{"y": y(part * top), "label": size(part * top)} for part in (0.0, 0.25, 0.5, 0.75)],
-        "times": [{"x": x(when), "label": _clock(when, end - start)} for when in np.linspace(start, end, 5)],
+        "times": [{"x": x(when), "label": _clock(when, until - start)} for when in np.linspace(start, until, 5)],
         "width": CHART_WIDTH,
         "height": CHART_HEIGHT,
         "left": CHART_LEFT,
         "ground": CHART_HEIGHT - CHART_BOTTOM,
     }  # fmt: skip
+
+
+def _until(verdict: Verdict, start: float, end: float) -> float:
+    """Unix seconds until which the forecast of a leak is drawn: a little behind the last limit, if that is near."""
+    met = [one.hours for one in (verdict.hours_to_high, verdict.hours_to_max) if one is not None and one.hours > 0]
+    if not verdict.pattern.leaking or not met:
+        return end
+    return end + min(max(met) * 3600 * 1.1, CHART_AHEAD * (end - start))
+
+
+def _middle(life: Life) -> tuple[float, float]:
+    """A point that the line of a process's floors goes through: the median of the lower half of its sizes."""
+    times, sizes = life.generation.times, life.generation.sizes
+    middle = float(times[0] + times[-1]) / 2
+    slope = life.rate.slope / 3600
+    return middle, float(np.quantile(sizes - slope * (times - middle), 0.25))
+
+
+def _rate(life: Life) -> tuple[float, float, float]:
+    return life.rate.low, life.rate.slope, life.rate.high
 
 
 def _clock(when: float, long: float) -> str:

@@ -37,7 +37,8 @@ class Generation:
 class Limits:
     """What systemd allows the unit, and where it stands: KiB, None for no limit or not measured. Events are sums.
 
-    level is the median of the cgroup's last figures, times and levels their whole course.
+    level is the median of the cgroup's last figures, times and levels their whole course. restarted and killed are when
+    a restart by systemd and an OOM kill were first seen.
     """
 
     high_kb: int | None = None
@@ -48,6 +49,8 @@ class Limits:
     restarts: int = 0
     times: Floats = field(default_factory=lambda: np.empty(0))
     levels: Floats = field(default_factory=lambda: np.empty(0))
+    restarted: Floats = field(default_factory=lambda: np.empty(0))
+    killed: Floats = field(default_factory=lambda: np.empty(0))
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,8 @@ def _limits(figures: Mapping[str, Floats]) -> Limits:
         restarts=_total(figures["n_restarts"]),
         times=figures["timestamp"][measured],
         levels=levels,
+        restarted=_when(figures["timestamp"], figures["n_restarts"]),
+        killed=_when(figures["timestamp"], figures["oom_kill"]),
     )
 
 
@@ -169,7 +174,17 @@ def _last(values: Floats) -> int | None:
 
 
 def _total(counts: Floats) -> int:
-    """How often something happened while it was watched: a counter that fell has begun anew."""
-    known = counts[~np.isnan(counts)]
+    """How often something happened while it was watched."""
+    return int(_added(counts[~np.isnan(counts)]).sum())
+
+
+def _when(times: Floats, counts: Floats) -> Floats:
+    """When it was first seen that something had happened once more."""
+    known = ~np.isnan(counts)
+    return times[known][1:][_added(counts[known]) > 0]
+
+
+def _added(known: Floats) -> Floats:
+    """From each count to the next: a counter that fell has begun anew."""
     added = np.diff(known)
-    return int(np.where(added >= 0, added, known[1:]).sum())
+    return np.where(added >= 0, added, known[1:])

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -203,6 +204,21 @@ def test_what_a_shell_puts_in_place_of_a_file_is_read(tmp_path: Path, capsys: An
     code, out, err = run(capsys, "analyse", pipe)
     writer.join()
     assert (code, err) == (0, "") and "\n63 " in out and "LEAK growing" in out
+
+
+def test_a_second_report_says_what_changed_and_one_that_is_none_is_passed_over(
+    store: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "report"
+    assert "since " not in run(capsys, "analyse", store, "--out", out)[1]
+    said = run(capsys, "analyse", store, "--out", out)
+    assert re.search(r"^since \S+: no change$", said[1], re.MULTILINE) and said[2] == ""
+    for damage in ("{", "[]", '{"workers": [{"host": 1}]}', '{"workers": 7, "generated": "x"}'):
+        (out / "findings.json").write_text(damage)
+        code, shown, err = run(capsys, "analyse", store, "--out", out)
+        assert (code, "since " in shown) == (0, False)
+        assert err.startswith(f"plimsoll: note: {out / 'findings.json'} is no findings.json")
+    assert "since " in run(capsys, "analyse", store, "--out", out)[1]
 
 
 def test_a_report_that_cannot_be_written_is_an_error(store: Path, write: Any, capsys: Any) -> None:

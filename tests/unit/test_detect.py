@@ -579,7 +579,7 @@ def test_a_worker_of_which_too_little_was_seen_says_so() -> None:
     assert verdict.evidence[1:] == (
         "above MemoryHigh 5 times: the kernel slows it down there",
         "2 OOM kills",
-        "1 restarts by systemd",
+        "1 restart by systemd",
     )
 
 

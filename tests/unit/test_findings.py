@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from plimsoll.findings import findings, leaking
+from plimsoll.findings import Before, findings
 from plimsoll.formats import MAX_COUNT, CgroupSample, HostData, Sample
 from plimsoll.store import Host
 
@@ -55,7 +55,17 @@ def made(*read: tuple[Host, HostData | None]) -> dict[str, Any]:
 def test_the_document_has_the_keys_that_are_documented() -> None:
     data = HostData("w-1", samples(GATE, 2000), figures(GATE, 300_000, 400_000), records(GATE))
     document = made((up("w-1"), data), ({"host": "w-2", "collected": False, "reason": "unreachable"}, None))
-    assert list(document) == ["schema", "generated", "workers", "hosts"]
+    assert list(document) == ["schema", "generated", "fleet", "changes", "workers", "hosts"]
+    assert document["fleet"] == {
+        **{"hosts": 2, "collected": 1, "workers": 1, "leaking": 1},
+        "soonest": {
+            "host": "w-1",
+            "unit": GATE,
+            "limit": "MemoryHigh",
+            "hours": document["workers"][0]["hours_to_memory_high"],
+        },
+    }
+    assert document["changes"] == {"since": None, "leaking": [], "mended": [], "named": [], "gone": []}
     assert (document["schema"], document["generated"]) == (1, "2025-11-24T00:00:00+00:00")
     (one,) = document["workers"]
     assert ",".join(one) == WORKER_KEYS
@@ -133,8 +143,54 @@ def test_leaks_come_first_and_those_with_the_least_time_left_before_others() -> 
     assert [(one.worker.host, one.worker.unit) for one in verdicts] == [
         (one["host"], one["unit"]) for one in document["workers"]
     ]
-    assert leaking(document) == 4
+    assert document["fleet"]["leaking"] == 4
     assert [one["host"] for one in document["hosts"]] == ["b", "a", "c"]
+
+
+def test_what_changed_since_the_last_findings() -> None:
+    def fleet(*units: tuple[str, float, bool], now: float = T0, before: Before | None = None) -> Any:
+        data = HostData(
+            "w-1",
+            [one for unit, rate, _ in units for one in samples(unit, rate)],
+            traces=[one for unit, _, line in units for one in records(unit)[: None if line else 1]],
+        )
+        document = json.loads(json.dumps(findings([(up("w-1"), data)], now, before)[0]))
+        jsonschema.validate(document, SCHEMA)
+        return document
+
+    first = fleet(
+        ("still", 2000, True), ("named", 2000, False), ("mended", 2000, True), ("gone", 2000, True), ("new", 0, False)
+    )
+    units = (
+        ("still", 2000, True),
+        ("named", 2000, True),
+        ("mended", 0, True),
+        ("new", 2000, True),
+        ("unknown", 2000, False),
+    )
+    told = fleet(*units, before=Before.of(first))["changes"]
+    assert told.pop("since") == first["generated"]
+    assert {what: [one["unit"] for one in which] for what, which in told.items()} == {
+        "leaking": ["new", "unknown"],
+        "mended": ["mended"],
+        "named": ["named"],
+        "gone": ["gone"],
+    }
+    again = fleet(*units, before=Before.of(fleet(*units)))["changes"]
+    assert [which for what, which in again.items() if what != "since"] == [[], [], [], []]
+
+
+def test_the_soonest_limit_is_of_a_leak_and_a_kill_comes_before_a_slowdown() -> None:
+    reached = [figures(GATE, 50_000, 50_000)]
+    data = HostData("w-1", samples(GATE, 2000), [one for each in reached for one in each])
+    assert made((up("w-1"), data))["fleet"]["soonest"] == {
+        "host": "w-1",
+        "unit": GATE,
+        "limit": "MemoryMax",
+        "hours": 0,
+    }
+    calm = HostData("w-1", samples(GATE, 0), figures(GATE, 50_000, 50_000))
+    assert made((up("w-1"), calm))["fleet"]["soonest"] is None
 
 
 def test_a_host_that_sent_nothing_or_damage_says_so() -> None:
