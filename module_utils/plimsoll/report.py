@@ -36,6 +36,8 @@ CHART_WIDTH, CHART_HEIGHT, CHART_LEFT, CHART_BOTTOM = 720, 220, 64, 26
 CHART_POINTS = 300
 # Floor lines, of the processes that grew last; and marks of restarts and kills, the last ones.
 CHART_FLOORS, CHART_MARKS = 8, 60
+# Parts of a floor's whole rise between which its line is drawn.
+FLOOR_PART = (0.05, 0.95)
 # A process whose last sample is older than the worker's last one by so many seconds, and by so much of what was seen,
 # is over: of a long series, floors alone are known.
 LATE_S, LATE_SHARE = 120, 0.02
@@ -372,7 +374,7 @@ def chart(verdict: Verdict) -> dict[str, Any]:
         for one in worker.generations
     ]
     floors = [
-        wedge((float(one.generation.times[0]), float(one.generation.times[-1])), _middle(one), *_rate(one))
+        wedge(*_floor(one), one.rate.low, one.rate.slope, one.rate.high)
         for one in sorted(verdict.lives, key=lambda one: float(one.generation.times[-1]))
         if one.pattern.leaking
     ][-CHART_FLOORS:]
@@ -409,16 +411,20 @@ def _until(verdict: Verdict, start: float, end: float) -> float:
     return end + min(max(met) * 3600 * 1.1, CHART_AHEAD * (end - start))
 
 
-def _middle(life: Life) -> tuple[float, float]:
-    """A point that the line of a process's floors goes through: the median of the lower half of its sizes."""
+def _floor(life: Life) -> tuple[tuple[float, float], tuple[float, float]]:
+    """From when to when a process's floor rose, and a point in the middle that its line goes through.
+
+    The floor is what it never fell below again. Its rate is of the time in which it grew, so the line is of that too.
+    """
     times, sizes = life.generation.times, life.generation.sizes
-    middle = float(times[0] + times[-1]) / 2
-    slope = life.rate.slope / 3600
-    return middle, float(np.quantile(sizes - slope * (times - middle), 0.25))
-
-
-def _rate(life: Life) -> tuple[float, float, float]:
-    return life.rate.low, life.rate.slope, life.rate.high
+    floor = np.minimum.accumulate(sizes[::-1])[::-1]
+    begin, finish = np.searchsorted(floor, floor[0] + np.multiply(FLOOR_PART, floor[-1] - floor[0]))
+    if finish <= begin:
+        begin, finish = 0, len(times) - 1
+    middle = float(times[begin] + times[finish]) / 2
+    along = slice(begin, finish + 1)
+    level = float(np.median(floor[along] - life.rate.slope / 3600 * (times[along] - middle)))
+    return (float(times[begin]), float(times[finish])), (middle, level)
 
 
 def _clock(when: float, long: float) -> str:

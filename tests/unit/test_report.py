@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from plimsoll import report
 from plimsoll.diagnose import Culprit, Hold
@@ -380,9 +381,10 @@ def test_a_limit_is_drawn_with_room_for_its_name_and_not_where_it_would_flatten_
 def test_a_leak_has_its_floor_and_its_forecast_and_a_calm_worker_has_neither() -> None:
     lives = samples(rate=9000)
     drawn = chart(lives, figures(None, 400_000, levels=[one.rss_kb for one in lives]))
-    ((_, first), (_, last)) = spots(drawn["floors"][0]["line"])
-    line = spots(drawn["lines"][0]["points"])
-    assert first == pytest.approx(line[0][1], abs=3) and last == pytest.approx(line[-1][1], abs=3)
+    line, floor = spots(drawn["lines"][0]["points"]), spots(drawn["floors"][0]["line"])
+    for x, y in floor:
+        assert y == pytest.approx(np.interp(x, *zip(*line)), abs=1)
+    assert floor[1][0] - floor[0][0] > 0.85 * (line[-1][0] - line[0][0])
     ((at, level), (until, met)) = spots(drawn["forecast"]["line"])
     (most,) = [one["y"] for one in drawn["limits"]]
     assert (at, level) == pytest.approx(line[-1], abs=3) and until == drawn["width"] - 8
@@ -391,6 +393,19 @@ def test_a_leak_has_its_floor_and_its_forecast_and_a_calm_worker_has_neither() -
     assert high <= met <= low
     calm = chart(samples(rate=0), figures(None, 400_000))
     assert (calm["floors"], calm["forecast"]) == ([], None)
+
+
+def test_a_floor_is_drawn_where_it_rose() -> None:
+    calm = [one._replace(tasks=None) for one in samples(rate=0, hours=20)]
+    start, level = calm[-1].timestamp, calm[-1].rss_kb
+    rises = [
+        one._replace(timestamp=start + 900 * n, rss_kb=level + 4000 * n, tasks=None)
+        for n, one in enumerate(samples(hours=10), 1)
+    ]
+    drawn = chart(calm + rises, figures(None, 400_000))
+    ((begin, _), _) = spots(drawn["floors"][0]["line"])
+    line = spots(drawn["lines"][0]["points"])
+    assert begin > line[0][0] + 0.6 * (line[-1][0] - line[0][0])
 
 
 def test_restarts_and_kills_are_marked_when_they_were_seen() -> None:
