@@ -244,7 +244,8 @@ def test_a_worker_that_leaks_says_in_which_task_and_line(
     # The first leaks fill what the process held free, and cost no RSS.
     assert leaks["measured"] >= 16
     assert leaks["rss_growth_kb"] > LEAKED_KB * leaks["measured"] * 0.4
-    assert abs(cleans["rss_growth_kb"]) < leaks["rss_growth_kb"] / 4
+    # It may give back what the other one had taken.
+    assert cleans["rss_growth_kb"] < leaks["rss_growth_kb"] / 4
 
     for record in worker.records():
         assert set(record) > {"time", "unit", "pid", "kind"}
