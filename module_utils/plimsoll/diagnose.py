@@ -24,6 +24,8 @@ EXPLAINED = 0.5
 TURNOVER = 0.25
 # Gained by less than this in all windows, an allocator's chunks and a first call to something tell as much, KiB.
 LEAST_GAIN_KB = 1024.0
+# So much of what is shared a window and the collections in it make private by themselves, KiB: 1 to 2 MiB were measured.
+UNSHARED_KB = 2048.0
 # The bootstrap writes no more than these of holders, and of steps of a way.
 MOST_HOLDS, MOST_STEPS = 5, 16
 # Of the growth of the largest hold, what is worth a word.
@@ -265,7 +267,8 @@ def leak_class(records: Sequence[Trace]) -> Kind:
     if gained.descriptors >= LEAST_DESCRIPTORS:
         return Kind.FILE_DESCRIPTORS
     # Memory that was shared becomes a process's own without any growth of RSS.
-    if gained.private >= LEAST_GAIN_KB and -gained.shared >= EXPLAINED * gained.private:
+    unshared = -gained.shared - UNSHARED_KB * len(windows)
+    if unshared >= max(LEAST_GAIN_KB, EXPLAINED * gained.private):
         return Kind.COPY_ON_WRITE
     if gained.objects > 0 and gained.objects >= EXPLAINED * gained.rss and _matters(windows):
         if _turns_over(gained):
