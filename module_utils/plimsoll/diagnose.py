@@ -24,7 +24,7 @@ EXPLAINED = 0.5
 TURNOVER = 0.25
 # Gained by less than this in all windows, an allocator's chunks and a first call to something tell as much, KiB.
 LEAST_GAIN_KB = 1024.0
-# So much of what is shared a window and the collections in it make private by themselves, KiB: 1 to 2 MiB were measured.
+# So much of what is shared a window and the collections in it make private by themselves, KiB: 1 to 2 MiB were seen.
 UNSHARED_KB = 2048.0
 # The bootstrap writes no more than these of holders, and of steps of a way.
 MOST_HOLDS, MOST_STEPS = 5, 16

@@ -21,7 +21,7 @@ def main() -> None:
     # On a slow machine the last ones are late; it ends in any case.
     while sent < total and (now := time.monotonic()) - started < 2 * given.seconds:
         while sent < min(total, (now - started) * given.rate):
-            # Turned round each time: of two that come at once, an idle child that is traced would get the same one always.
+            # Turned round each time: of two that come at once, a child that is traced would always get the same one.
             for task in TASKS if sent % 2 else reversed(TASKS):
                 task.delay(sent)
             sent += 1
