@@ -17,11 +17,24 @@ options:
     description: The application, a directory, a wheel, or an archive as C(git archive) makes it (tar or zip).
     type: path
     required: true
+  version:
+    description:
+      - Of a O(source) that is a checkout of git, the commit, branch or tag to pack; then what is not committed is left
+        out.
+    type: str
+    default: ""
   requirements:
     description:
-      - Requirements file of the application; of an archive, its own C(requirements.txt) by default.
+      - Requirements file of the application; of an archive or a O(version), its own C(requirements.txt) by default.
       - Pinned ones make a release that can be made again.
     type: path
+  sdists:
+    description:
+      - Packages of pure Python that the index has no wheel of, by their names in lower case with dashes. A wheel of
+        each is made on the controller, which runs code of the package. Any other package needs a wheel.
+    type: list
+    elements: str
+    default: []
   targets:
     description: Python versions and machines to build for. Doubles are dropped.
     type: list
@@ -78,7 +91,9 @@ from ..module_utils.plimsoll.release import ReleaseError, build, digest, members
 
 SPEC = {
     "source": {"type": "path", "required": True},
+    "version": {"type": "str", "default": ""},
     "requirements": {"type": "path"},
+    "sdists": {"type": "list", "elements": "str", "default": []},
     "targets": {
         "type": "list",
         "elements": "dict",
@@ -97,7 +112,7 @@ def main():
     source, dest = Path(module.params["source"]), Path(module.params["dest"])
     releases, changed = {}, False
     try:
-        with opened(source) as unpacked:
+        with opened(source, module.params["version"]) as unpacked:
             listed = module.params["requirements"]
             own = unpacked / "requirements.txt"
             if not listed and unpacked != source and own.is_file():
@@ -113,7 +128,8 @@ def main():
                     changed = True
                     if not module.check_mode:
                         uv = metadata.version("uv")
-                        build(unpacked, requirements, python_version, machine, archive, sys.executable, uv)
+                        sdists = module.params["sdists"]
+                        build(unpacked, requirements, python_version, machine, archive, sys.executable, uv, sdists)
     except metadata.PackageNotFoundError:
         module.fail_json(msg=f"{sys.executable} has no uv; run Ansible from the venv that scripts/setup makes")
     except (ReleaseError, OSError) as error:

@@ -27,10 +27,13 @@ options:
     description: The archive on this host. Needed unless O(back).
     type: path
   app:
-    description: The application as for C(celery --app). Needed unless O(back).
+    description: The application as for C(celery --app). It, or O(module), is needed unless O(back).
+    type: str
+  module:
+    description: Of what is no application of Celery, the Python module that is imported in its place.
     type: str
   user:
-    description: User of the workers. Needed unless O(back).
+    description: User who it runs as. Needed unless O(back).
     type: str
   environment:
     description: Environment of the workers, for the import. It may hold secrets.
@@ -80,13 +83,24 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.plimsoll.release import ReleaseError, activate, confirm, current, install, installed, risks
+from ..module_utils.plimsoll.release import (
+    IMPORT,
+    SETTINGS,
+    ReleaseError,
+    activate,
+    confirm,
+    current,
+    install,
+    installed,
+    risks,
+)
 
 SPEC = {
     "home": {"type": "path", "required": True},
     "digest": {"type": "str", "required": True},
     "archive": {"type": "path"},
     "app": {"type": "str"},
+    "module": {"type": "str"},
     "user": {"type": "str"},
     "environment": {"type": "dict", "default": {}, "no_log": True},
     "stop_timeout": {"type": "int", "default": 120},
@@ -98,7 +112,10 @@ SPEC = {
 
 def main():
     module = AnsibleModule(
-        SPEC, supports_check_mode=True, required_if=[("back", False, ("archive", "app", "user"), False)]
+        SPEC,
+        supports_check_mode=True,
+        mutually_exclusive=[("app", "module")],
+        required_if=[("back", False, ("archive", "user"), False), ("back", False, ("app", "module"), True)],
     )
     # The workers' user is to read what root makes, on a hardened host too.
     os.umask(0o022)
@@ -110,17 +127,18 @@ def main():
         if not module.check_mode:
             environment = {name: str(value) for name, value in given["environment"].items()}
             settings = None
+            app, code = given["app"] or given["module"], SETTINGS if given["app"] else IMPORT
             if given["back"] and not present:
                 raise ReleaseError(f"it is not on this host, whose current release is {before}")
             if given["back"]:
                 pass
             elif present:
-                settings = confirm(home, digest, given["app"], given["user"], environment)
+                settings = confirm(home, digest, app, given["user"], environment, code)
             else:
                 archive = Path(given["archive"])
-                settings = install(home, digest, archive, given["python"], given["app"], given["user"], environment)
+                settings = install(home, digest, archive, given["python"], app, given["user"], environment, code)
             for risk in risks(settings, given["stop_timeout"]) if settings else []:
-                module.warn(f"{given['app']}: {risk}")
+                module.warn(f"{app}: {risk}")
             if before != digest or not present:
                 activate(home, digest, given["keep"])
     except (ReleaseError, OSError) as error:

@@ -149,6 +149,7 @@ def plan(
             f" first (diagnose_max_age_h allows {max_age_h:g} h)"
         )
     queues = {host: _queues(INSTANCES if given is None else given) for host, given in declared.items()}
+    silent = {one["host"] for one in document["hosts"] if not one["collected"]}
     chosen: list[Canary] = []
     passed_over: list[Canary] = []
     taken: dict[str, Canary] = {}
@@ -158,6 +159,7 @@ def plan(
         own = queues.get(one["host"], {}).get(one["unit"], [])
         why_not = (
             _unknown(one, queues)
+            or ("its host was not collected" if one["host"] in silent else "")
             or ("" if again else _known(one))
             or _danger(one, age_h, takes_s(window_s) / 3600)
             or next((_shared(queue, taken[queue]) for queue in own if queue in taken), "")
@@ -168,7 +170,7 @@ def plan(
             taken.update(dict.fromkeys(own, canary))
     for host in document["hosts"]:
         if not host["collected"] and host["host"] in queues:
-            why = f"not collected, so that nothing is known of its workers: {host['reason']}"
+            why = f"not collected, so that nothing new is known of its workers: {host['reason']}"
             passed_over.append({"host": host["host"], "unit": "", "why": why})
     made: Plan = {
         "generated": document["generated"],

@@ -8,20 +8,23 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, canaries, report
+from . import __version__, canaries, query, report, scheduled
 from .files import write_whole
 from .findings import Before, Findings, findings
 from .formats import HostData, InputError, files_of, read_host
 from .lines import STDIN, name_of
 from .store import HOSTS, Host, ingest, read_hosts
+from .store import read_host as read_stored
 
-DONE, BAD_INPUT, LEAKS = 0, 2, 3
+DONE, BAD_INPUT, LEAKS, INTERRUPTED = 0, 2, 3, 130
 # Of what could not be read, on a terminal.
 MOST_NOTES = 5
+# Between two words of how far it is, on a terminal, seconds.
+PROGRESS_S = 3
 
 
 def read(paths: Sequence[Path], loud: bool = True) -> Iterator[tuple[Host, HostData | None]]:
@@ -38,8 +41,7 @@ def read(paths: Sequence[Path], loud: bool = True) -> Iterator[tuple[Host, HostD
     for path in paths:
         if (path / HOSTS).exists():
             judged = True
-            for host in read_hosts(path):
-                yield host, read_host(host["host"], path / host["host"]) if host["collected"] else None
+            yield from _stored(path)
             continue
         for root in _roots(path):
             if sys.stderr.isatty():
@@ -48,13 +50,30 @@ def read(paths: Sequence[Path], loud: bool = True) -> Iterator[tuple[Host, HostD
             judged = judged or bool(data.samples)
             files += len(files_of(root))
             notes += data.problems
-            yield {"host": data.host, "collected": True, "reason": ""}, data
+            yield {"host": data.host, "collected": True, "reason": "", "last": None}, data
     if not judged:
         why = notes[0] if notes else "the sampler writes them to /var/log/plimsoll/samples"
         raise InputError(f"{', '.join(map(name_of, paths))}: no samples in {files} file{'s' * (files != 1)}; {why}")
+    if loud:
+        _note(notes)
+
+
+def _note(notes: Sequence[str]) -> None:
     more = [f"and {len(notes) - MOST_NOTES} more"] * (len(notes) > MOST_NOTES)
-    for note in (notes[:MOST_NOTES] + more) * loud:
+    for note in [*notes[:MOST_NOTES], *more]:
         print(f"plimsoll: note: {note}", file=sys.stderr)
+
+
+def _stored(store: Path) -> Iterator[tuple[Host, HostData | None]]:
+    """Each host of a store. One that was not collected this time is judged by what there is of it."""
+    hosts = read_hosts(store)
+    said = time.monotonic()
+    for number, host in enumerate(hosts):
+        if sys.stderr.isatty() and time.monotonic() > said + PROGRESS_S:
+            said = time.monotonic()
+            print(f"plimsoll: {number} of {len(hosts)} hosts are judged", file=sys.stderr)
+        data = read_stored(store, host["host"])
+        yield host, data if host["collected"] or data.samples or data.problems else None
 
 
 def _roots(path: Path) -> list[Path]:
@@ -103,9 +122,15 @@ def _before(path: Path) -> Before | None:
 
 
 def _say(text: str) -> None:
-    """Print it. A reader that has seen enough, as head has, is no error."""
+    _say_all([text])
+
+
+def _say_all(texts: Iterable[str]) -> None:
+    """Print them. A reader that has seen enough, as head has, is no error."""
     try:
-        print(text, flush=True)
+        for text in texts:
+            print(text)
+        sys.stdout.flush()
     except BrokenPipeError:
         # What is left of it would be tried again, and complained of, at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -124,16 +149,31 @@ def _asked() -> Any:
 
 def take_in(given: argparse.Namespace) -> int:
     asked = _asked()
-    if not isinstance(asked, list) or not all(map(_askable, asked)):
-        raise InputError("standard input: needs a list of objects with host, and sha256 or reason")
-    hosts = ingest(given.inbox, given.store, asked, given.max_bytes)
+    if not isinstance(asked, dict) or not _askable(asked.get("fleet"), asked.get("hosts")):
+        raise InputError(
+            "standard input: needs an object with fleet, a list of names, and hosts, a list of objects with host, each"
+            " one of the fleet, and sha256, reason or same"
+        )
+    bounds = {"max_bytes": given.max_bytes, "keep_days": given.keep_days, "keep_rollups_days": given.keep_rollups_days}
+    hosts, notes = ingest(given.inbox, given.store, asked["fleet"], asked["hosts"], **bounds, now=time.time())
     for host in hosts:
-        _say(f"{host['host']}: {host['reason'] or 'collected'}")
+        _say(f"{host['host']}: {': '.join(filter(None, ['collected' * host['collected'], host['reason']]))}")
+    _note(notes)
     return DONE
 
 
-def _askable(one: object) -> bool:
-    return isinstance(one, dict) and bool(one.get("host")) and bool(one.get("sha256") or one.get("reason"))
+def _askable(fleet: object, hosts: object) -> bool:
+    """Whether these are names, and which of them were asked, each once, and what came of it."""
+    if not isinstance(fleet, list) or not isinstance(hosts, list):
+        return False
+    if not all(isinstance(name, str) and name for name in fleet) or not all(isinstance(one, dict) for one in hosts):
+        return False
+    asked = [one.get("host") for one in hosts]
+    return (
+        all(name in fleet and asked.count(name) == 1 for name in asked)
+        and all(isinstance(one.get(name, ""), str) for one in hosts for name in ("sha256", "reason"))
+        and all(one.get("sha256") or one.get("reason") or one.get("same") for one in hosts)
+    )
 
 
 def choose(given: argparse.Namespace) -> int:
@@ -147,6 +187,26 @@ def tell(given: argparse.Namespace) -> int:
     asked = _asked()
     _say(json.dumps(canaries.result(asked["plan"], asked["came"], canaries.read_findings(given.findings))))
     return DONE
+
+
+def ask(given: argparse.Namespace) -> int:
+    sql = sys.stdin.read() if given.sql == "-" else given.sql
+    try:
+        _say_all(query.answer(given.store, sql, given.format))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return DONE
+
+
+def on_schedule(given: argparse.Namespace) -> int:
+    return scheduled.main(given.config, given.failed)
+
+
+def _days(text: str) -> int:
+    """Of 0 days, nothing would be left."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of days from 1 on")
+    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -164,10 +224,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, metavar="DIR", help="write findings.json and report.html there")
     one.add_argument("--fail-on", choices=["leaking"], help="exit with 3 when a worker leaks")
     one.set_defaults(run=analyse)
-    two = verbs.add_parser("ingest", help="unpack collected bundles into the store (collect.yml does)")
+    two = verbs.add_parser("ingest", help="take collected bundles into the store (collect.yml does)")
     two.add_argument("--inbox", type=Path, required=True)
     two.add_argument("--store", type=Path, required=True)
-    two.add_argument("--max-bytes", type=int, required=True, help="of one host, unpacked")
+    two.add_argument("--max-bytes", type=int, required=True, help="of the logs in one bundle")
+    two.add_argument("--keep-days", type=_days, required=True, help="of samples, figures and trace records")
+    two.add_argument("--keep-rollups-days", type=_days, required=True, help="of rollups, events and units")
     two.set_defaults(run=take_in)
     three = verbs.add_parser("canaries", help="say which workers to trace (diagnose.yml does)")
     three.add_argument("findings", type=Path, metavar="FINDINGS.JSON")
@@ -178,6 +240,23 @@ def parser() -> argparse.ArgumentParser:
     four = verbs.add_parser("diagnosed", help="say what their windows showed (diagnose.yml does)")
     four.add_argument("findings", type=Path, metavar="FINDINGS.JSON")
     four.set_defaults(run=tell)
+    five = verbs.add_parser(
+        "scheduled",
+        help="collect with nobody watching, and tell what is new (the timer of schedule.yml does)",
+        epilog="Exit status: 0 done, 1 something failed, 2 bad configuration, 75 another run is under way.",
+    )
+    five.add_argument("--config", type=Path, required=True, metavar="SCHEDULE.JSON")
+    five.add_argument("--failed", action="store_true", help="collect nothing; tell that the last run failed")
+    five.set_defaults(run=on_schedule)
+    six = verbs.add_parser(
+        "query",
+        help="answer SQL from the store of collect.yml",
+        epilog="Tables: samples, rollups, cgroups, traces, events, units, hosts. See docs/store.md.",
+    )
+    six.add_argument("store", metavar="STORE", help="the directory, or s3://BUCKET/PREFIX by AWS_* of the environment")
+    six.add_argument("sql", metavar="SQL", help="one SELECT, or - for standard input")
+    six.add_argument("--format", choices=["table", "csv", "json"], default="table", help="of standard output: table")
+    six.set_defaults(run=ask)
     return top
 
 

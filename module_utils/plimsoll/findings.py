@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, TypedDict
@@ -18,6 +20,8 @@ from .store import Host
 SCHEMA = 1
 # Processes, at about 15 ms each, that take longer to judge than others take to start.
 WORTH_A_POOL = 200
+# What is held of hosts that wait for their verdicts is bounded by their number.
+HOSTS_AHEAD = 8
 
 
 class Finding(TypedDict):
@@ -66,7 +70,7 @@ class Soonest(TypedDict):
 
 
 class Fleet(TypedDict):
-    """The fleet at a glance: how many of each; collected: hosts that were read."""
+    """The fleet at a glance: how many of each; collected: hosts that the last collection reached."""
 
     hosts: int
     collected: int
@@ -114,13 +118,11 @@ def findings(
     """
     found: list[tuple[Finding, Verdict]] = []
     hosts: list[Host] = []
-    for host, data in read:
-        if data is None:
-            hosts.append(host)
-            continue
-        hosts.append({**host, "reason": _reason(host, data)})
-        for worker, verdict in _judged(workers_of(data)):
-            found.append((_finding(verdict, [one for one in data.traces if one.get("unit") == worker.unit]), verdict))
+    for host, traces, verdicts in _judged(read):
+        hosts.append(host)
+        for verdict in verdicts:
+            unit = verdict.worker.unit
+            found.append((_finding(verdict, [one for one in traces if one.get("unit") == unit]), verdict))
     found.sort(key=lambda one: _urgency(one[0]))
     workers = [finding for finding, _ in found]
     document: Findings = {
@@ -203,18 +205,52 @@ def changes(before: Before | None, workers: Sequence[Finding]) -> Changes:
     return told
 
 
-def _judged(workers: Sequence[Worker]) -> Iterable[tuple[Worker, Verdict]]:
-    """Each with its verdict; in several processes where there are many to judge."""
-    if sum(len(one.generations) for one in workers) < WORTH_A_POOL:
-        return [(one, judge(one)) for one in workers]
-    with ProcessPoolExecutor() as pool:
-        return list(zip(workers, pool.map(judge, workers)))
+def _judged(read: Iterable[tuple[Host, HostData | None]]) -> Iterator[tuple[Host, Sequence[Trace], Sequence[Verdict]]]:
+    """Each host with its records, and the verdicts on its workers: they are judged while the next hosts are read."""
+    waiting: deque[tuple[Host, Sequence[Trace], list[Callable[[], Verdict]]]] = deque()
+    with _judging() as begin:
+        for host, data in read:
+            if data is None:
+                waiting.append((host, [], []))
+            else:
+                noted: Host = {**host, "reason": _reason(host, data)}
+                waiting.append((noted, data.traces, [begin(worker) for worker in workers_of(data)]))
+            while len(waiting) > HOSTS_AHEAD:
+                yield _settled(*waiting.popleft())
+        while waiting:
+            yield _settled(*waiting.popleft())
+
+
+def _settled(
+    host: Host, traces: Sequence[Trace], verdicts: Iterable[Callable[[], Verdict]]
+) -> tuple[Host, Sequence[Trace], Sequence[Verdict]]:
+    return host, traces, [verdict() for verdict in verdicts]
+
+
+@contextmanager
+def _judging() -> Iterator[Callable[[Worker], Callable[[], Verdict]]]:
+    """Begins to judge a worker, and returns what waits for the verdict; in other processes from so many on."""
+    processes = 0
+    pool: ProcessPoolExecutor | None = None
+    with ExitStack() as stack:
+
+        def begin(worker: Worker) -> Callable[[], Verdict]:
+            nonlocal processes, pool
+            processes += len(worker.generations)
+            if pool is None and processes >= WORTH_A_POOL:
+                pool = stack.enter_context(ProcessPoolExecutor())
+            if pool is None:
+                verdict = judge(worker)
+                return lambda: verdict
+            return pool.submit(judge, worker).result
+
+        yield begin
 
 
 def _reason(host: Host, data: HostData) -> str:
-    """What a reader should know of a host that was collected: what of its logs could not be read."""
+    """What a reader should know of a host: why it was not collected, and what of its logs could not be read."""
     said = [host["reason"]] if host["reason"] else []
-    if not data.samples:
+    if host["collected"] and not data.samples:
         said.append("no samples: is plimsoll-sampler.service running there?")
     return "; ".join([*said, *data.problems[:3]])
 

@@ -1,19 +1,20 @@
 """What plimsoll's files hold, and how they are read: samples, figures of cgroups, trace records, a directory of them.
 
-Files are told apart by their header, so a plain script's `timestamp,pid,rss_kb,command` is read as it is. What is in
-them comes from hosts and is not trusted: a line with a value that is not one of its column is left out and counted, and
-the first few of a file are named. A last line without its end was torn, as by a power cut, and is left out.
+CSV is told apart by its header, so a plain script's `timestamp,pid,rss_kb,command` is read as it is; JSON lines are by
+their folder. What is in them comes from hosts and is not trusted: a line with a value that is not one of its column is
+left out and counted, and the first few of a file are named. A last line without its end was torn, as by a power cut,
+and is left out.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -36,15 +37,70 @@ MAX_TIME, MAX_COUNT = 1e11, 1 << 53
 NEWLINE, QUOTE, COMMA = b'\n",'
 # Of a block, and of a header. What is below one is taken apart at the cost of thousands of lines.
 MOST_HEADERS, MOST_COLUMNS = 20, 1000
+# In text that is to be looked at before it is shown, as most is not: quotes around it, or no plain character.
+_TO_BE_READ = r"[^ !#-~]|^ | $"
 # Stands for a comma inside of a cell while lines are taken apart.
 HIDDEN = "\x1f"
 
-_TEXT = ("command", "unit", "role")
-_TIMES = ("timestamp", "start_time")
+# Of an event.
+MOST_MESSAGE = 2000
+
+_TEXT = (
+    *("command", "unit", "role", "kind", "record", "source", "message"),
+    *("kernel", "python", "active_state", "sub_state", "result"),
+)
+_TIMES = ("timestamp", "start_time", "time")
 _NEEDED = ("timestamp", "pid", "rss_kb")
+# Of these none may be missing, in whatever they are a column.
+_ALWAYS = {*_NEEDED, "floor_kb"}
 # What a plain script writes, with or without that header.
 _PLAIN = (*_NEEDED, "command")
 _NAME = re.compile(r"\.(csv|jsonl)([.-]\d+)*(\.gz)?$")
+
+
+class Rollup(NamedTuple):
+    """Ten minutes of one process, of which timestamp is the start. Sizes are KiB of rss + swap; tasks as of the end."""
+
+    timestamp: float
+    pid: int
+    unit: str = ""
+    start_time: float | None = None
+    role: str = ""
+    count: int | None = None  # type: ignore[assignment]  # a column is called so; tuple.count() is not wanted
+    floor_kb: int = 0
+    median_kb: int | None = None
+    max_kb: int | None = None
+    tasks: int | None = None
+
+
+class Record(NamedTuple):
+    """A trace record: record is its line, the rest what it says of itself. time in Unix seconds."""
+
+    time: float
+    unit: str
+    pid: int | None
+    kind: str
+    record: str
+
+
+class Event(NamedTuple):
+    """What happened to a unit. source is systemd, kernel, worker or guard, priority as in syslog(3)."""
+
+    time: float
+    unit: str
+    source: str
+    priority: int
+    pid: int | None
+    message: str
+
+
+# What a line of a file is.
+Kind: TypeAlias = type[Sample] | type[CgroupSample] | type[Rollup] | type[Record] | type[Event]
+
+
+def schema(kind: type[NamedTuple]) -> dict[str, type[pl.DataType]]:
+    """The columns of a kind, with their types."""
+    return {name: _type(name) for name in kind._fields}
 
 
 def printable(text: Any, most: int = 200) -> str:
@@ -64,18 +120,19 @@ def printable(text: Any, most: int = 200) -> str:
 
 
 class _Header(NamedTuple):
-    """What the lines of a file are, None for rollups, and their columns as the file has them."""
+    """What the lines of a file are, and their columns as the file has them."""
 
-    kind: type[Sample] | type[CgroupSample] | None
+    kind: Kind
     columns: tuple[str, ...]
 
 
-# By the columns that tell a kind of file. A rollup repeats what its samples hold.
-_KINDS: tuple[tuple[set[str], type[Sample] | type[CgroupSample] | None], ...] = (
+# By the columns that tell a kind of file.
+_KINDS: tuple[tuple[set[str], Kind], ...] = (
     ({"timestamp", "unit", "memory_current_kb"}, CgroupSample),
-    ({"timestamp", "pid", "floor_kb"}, None),
+    ({"timestamp", "pid", "floor_kb"}, Rollup),
     (set(_NEEDED), Sample),
 )
+_TOO_LONG = f"a line of more than {MAX_LINE_BYTES} bytes"
 _NO_HEADER = (
     "the header must name timestamp, pid and rss_kb (samples), or timestamp, unit and memory_current_kb (figures)"
 )
@@ -116,7 +173,7 @@ def _headers(text: bytes) -> Iterator[tuple[int, int, _Header]]:
             yield start, end, header
 
 
-def _table(text: bytes, kind: type[Sample] | type[CgroupSample], columns: tuple[str, ...]) -> _Table:
+def _table(text: bytes, kind: Kind, columns: tuple[str, ...]) -> _Table:
     """Takes whole lines of UTF-8 apart."""
     characters = np.frombuffer(text, dtype=np.uint8)
     ends = np.flatnonzero(characters == NEWLINE)
@@ -150,7 +207,7 @@ def _table(text: bytes, kind: type[Sample] | type[CgroupSample], columns: tuple[
 
     def reason(line: int) -> str:
         if lengths[line] > MAX_LINE_BYTES:
-            return f"a line of more than {MAX_LINE_BYTES} bytes"
+            return _TOO_LONG
         if not fits[line]:
             return f"{fields[line]} fields, the header has {len(columns)}"
         row = int(np.searchsorted(lines, line))
@@ -218,7 +275,7 @@ def _value(name: str, cell: pl.Expr) -> pl.Expr:
 def _values(cells: pl.DataFrame) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
     """Cells, null for empty ones, as values; and which rows are sound: no value is missing that is needed or there."""
     missing = {name: pl.col(f"value {name}").is_null() for name in cells.columns}
-    wrong = [one if name in _NEEDED else one & pl.col(name).is_not_null() for name, one in missing.items()]
+    wrong = [one if name in _ALWAYS else one & pl.col(name).is_not_null() for name, one in missing.items()]
     # At once: what polars costs for each call is as much as for thousands of rows.
     values = (
         cells.lazy()
@@ -246,6 +303,19 @@ def _texts(cells: pl.Series) -> list[str]:
     return [said[cell] for cell in listed]
 
 
+def readable(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of CSV as tables() gives them, with text as it reads, fit for a terminal."""
+    texts = pl.col(pl.String)
+    if not rows.select(
+        pl.any_horizontal((texts.str.contains(_TO_BE_READ) | (texts.str.len_bytes() > 200)).any())
+    ).item():
+        return rows
+    return rows.with_columns(
+        column.replace_strict(said := column.unique(), _texts(said), return_dtype=pl.String)
+        for column in rows.select(pl.col(pl.String))
+    )
+
+
 # ---- columns to what is held of a host ----
 
 
@@ -261,15 +331,26 @@ def _grouped(
 def _take_samples(rows: pl.DataFrame, samples: Samples) -> None:
     # A process that is ending, or has, holds nothing.
     size = pl.col("rss_kb") + pl.col("swap_kb").fill_null(0)
-    present = rows.lazy().with_columns(size.alias("size")).filter(pl.col("size") > 0)
-    who, of, columns = _grouped(present, Seen._fields, ["timestamp", "size", "tasks"])
+    take_floors(rows.lazy().with_columns(size.alias("size_kb"), count=1).filter(pl.col("size_kb") > 0), samples)
+
+
+def take_floors(rows: pl.LazyFrame, samples: Samples) -> None:
+    """Rows with what Seen has, timestamp, size_kb and tasks; count is how many samples each of them stands for."""
+    who, of, (times, sizes, tasks, counts) = _grouped(rows, Seen._fields, ["timestamp", "size_kb", "tasks", "count"])
     seen = [_texts(who[name]) if name in _TEXT else who[name].to_list() for name in Seen._fields]
-    samples.add(list(map(Seen, *seen)), of, *columns)
+    samples.add(list(map(Seen, *seen)), of, times, sizes, tasks, counts)
 
 
-def _take_figures(rows: pl.DataFrame, figures: Figures) -> None:
+def take_figures(rows: pl.DataFrame, figures: Figures) -> None:
+    """Rows of CgroupSample."""
     units, of, columns = _grouped(rows.lazy(), ["unit"], FIGURES)
     figures.add(_texts(units["unit"]), of, np.column_stack(columns))
+
+
+def take_records(rows: pl.DataFrame, records: Records) -> None:
+    """Rows of Record."""
+    for time, line in rows.select("time", "record").iter_rows():
+        records.add(time, line)
 
 
 # ---- files ----
@@ -314,13 +395,15 @@ def _parts(file: Iterable[Block]) -> Iterator[tuple[_Header | None, list[Block]]
         yield from parts.items()
 
 
-def _read_csv(file: Iterable[Block], left_out: _LeftOut) -> Iterator[tuple[type, pl.DataFrame]]:
-    """The sound lines of a file in columns, with their kind: Sample or CgroupSample."""
+def _read_csv(
+    file: Iterable[Block], kinds: Collection[Kind], left_out: _LeftOut
+) -> Iterator[tuple[Kind, pl.DataFrame]]:
+    """The sound lines of a file in columns, with their kind; those of other kinds are passed over."""
     for header, part in _parts(file):
         if header is None:
             again = any(reason == _NO_HEADER for _, reason in left_out.named)
             left_out.add(sum(text.count(b"\n") for _, text in part), [] if again else [(part[0].number, _NO_HEADER)])
-        elif header.kind is not None:
+        elif header.kind in kinds:
             table = _table(b"".join(text for _, text in part), header.kind, header.columns)
             left_out.add(table.left_out, ((_line(part, before), reason) for before, reason in table.named))
             yield header.kind, table.rows
@@ -336,20 +419,76 @@ def _line(part: Iterable[Block], before: int) -> int:
     raise IndexError(before)
 
 
-def _read_traces(file: Iterable[Block], left_out: _LeftOut, records: Records) -> None:
+def _read_json(
+    file: Iterable[Block], kind: Kind, row: Callable[[Any, str], tuple[Any, ...]], left_out: _LeftOut
+) -> Iterator[tuple[Kind, pl.DataFrame]]:
+    """The sound lines of a file of JSON in columns. row makes one of an object and its line, or raises ValueError."""
     for first, text in file:
+        rows = []
         for number, line in enumerate(text.decode(errors="replace").split("\n")[:-1], first):
             try:
-                record = json.loads(line)
-                if len(line) > MAX_LINE_BYTES or not _sound(record):
-                    raise ValueError("no trace record")
+                if len(line) > MAX_LINE_BYTES:
+                    raise ValueError(_TOO_LONG)
+                rows.append(row(json.loads(line), line))
             except json.JSONDecodeError as error:
                 # Its own message counts lines, too.
                 left_out.add(1, [(number, f"no JSON: {error.msg}")])
             except (ValueError, RecursionError) as error:
                 left_out.add(1, [(number, str(error))])
-            else:
-                records.add(record["time"], line)
+        yield kind, pl.DataFrame(rows, schema(kind), orient="row")
+
+
+def _record(found: Any, line: str) -> Record:
+    if not _sound(found):
+        raise ValueError("no trace record")
+    unit, pid = found.get("unit"), found.get("pid")
+    unit = printable(unit) if isinstance(unit, str) else ""
+    return Record(float(found["time"]), unit, pid if _count(pid) else None, printable(found["kind"]), line)
+
+
+def is_record(line: str) -> bool:
+    """Whether a line is a sound trace record."""
+    try:
+        return _sound(json.loads(line))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _event(found: Any, line: str) -> Event:
+    """Of a line of the journal's events."""
+    if not _told(found, "source", "message") or found["source"] not in ("systemd", "kernel", "worker"):
+        raise ValueError("no event")
+    pid, priority = found.get("pid"), found.get("priority")
+    if not (pid is None or _count(pid)) or not (_count(priority) and priority < 8):
+        raise ValueError("no event")
+    message = printable(found["message"], MOST_MESSAGE)
+    return Event(float(found["time"]), printable(found["unit"]), found["source"], priority, pid, message)
+
+
+def _act(found: Any, line: str) -> Event:
+    """Of a line of the guard's acts."""
+    if not _told(found, "action", "reason"):
+        raise ValueError("no act of the guard")
+    message = printable(f"{found['action'].replace('_', ' ')}: {found['reason']}", MOST_MESSAGE)
+    # As syslog has them: a warning where a worker stays as full as it is, else a notice.
+    left = found["action"] == "budget_spent" or found.get("result") in ("failed", "timeout")
+    return Event(float(found["time"]), printable(found["unit"]), "guard", 4 if left else 5, None, message)
+
+
+def _told(found: Any, *texts: str) -> bool:
+    """Whether it is an object with a time, a unit and these texts."""
+    return (
+        isinstance(found, dict)
+        and _number(found.get("time"))
+        and all(isinstance(found.get(name), str) for name in ("unit", *texts))
+    )
+
+
+# What is below a folder of this name; in any other, trace records.
+_FOLDERS: dict[str, tuple[Kind, Callable[[Any, str], tuple[Any, ...]]]] = {
+    "guard": (Event, _act),
+    "journal": (Event, _event),
+}
 
 
 _GREW = {"count": float, "growth": float}
@@ -406,6 +545,10 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MAX_COUNT < value < MAX_COUNT
 
 
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT
+
+
 def files_of(root: Path) -> list[Path]:
     """The files below a directory that may hold samples or records, sorted; root itself where it is none.
 
@@ -426,12 +569,23 @@ def _blocks(paths: Iterable[Path]) -> Iterator[tuple[Path, Block | InputError]]:
             yield path, error
 
 
-def _tables(paths: Iterable[Path], records: Records, problems: list[str]) -> Iterator[tuple[type, pl.DataFrame]]:
-    """Samples and figures of all files, in columns; trace records and what could not be read go where it says."""
+def tables(
+    paths: Iterable[Path], kinds: Collection[Kind], problems: list[str], most_bytes: float = float("inf")
+) -> Iterator[tuple[Kind, pl.DataFrame]]:
+    """What files hold of these kinds, in columns, which lack none of a kind's but may be in another order.
+
+    What could not be read goes into problems, a sentence each that begins with the file's name. Raises InputError where
+    there are more than so many bytes of lines.
+    """
+    left = most_bytes
 
     def sound(found: Iterable[tuple[Path, Block | InputError]]) -> Iterator[Block]:
+        nonlocal left
         for _, one in found:
             if isinstance(one, Block):
+                left -= len(one.text)
+                if left < 0:
+                    raise InputError(f"more than {most_bytes} bytes of lines")
                 yield one
             else:
                 problems.append(printable(one, MAX_PROBLEM))
@@ -439,21 +593,28 @@ def _tables(paths: Iterable[Path], records: Records, problems: list[str]) -> Ite
     for path, found in groupby(ahead(_blocks(paths)), key=lambda one: one[0]):
         file, left_out = sound(found), _LeftOut()
         if ".jsonl" in path.suffixes:
-            _read_traces(file, left_out, records)
+            kind, row = _FOLDERS.get(path.parent.name, (Record, _record))
+            if kind in kinds:
+                yield from _read_json(file, kind, row, left_out)
         else:
-            yield from _read_csv(file, left_out)
+            yield from _read_csv(file, kinds, left_out)
         if left_out.count:
             problems.append(printable(f"{name_of(path)}: {left_out}", MAX_PROBLEM))
 
 
 def read_host(host: str, root: Path) -> HostData:
-    """Reads a directory, a file or standard input as one host's. What could not be read of it is in its problems."""
+    """Reads a directory, a file or standard input as one host's. What could not be read of it is in its problems.
+
+    Rollups are passed over, as they repeat what the samples hold.
+    """
     data, records = HostData(host), Records()
-    for kind, rows in ahead(_tables(files_of(root), records, data.problems)):
+    for kind, rows in ahead(tables(files_of(root), (Sample, CgroupSample, Record), data.problems)):
         if kind is Sample:
             _take_samples(rows, data.samples)
+        elif kind is CgroupSample:
+            take_figures(rows, data.cgroups)
         else:
-            _take_figures(rows, data.cgroups)
+            take_records(rows, records)
     data.settle()
     data.problems += records.settle()
     data.traces = records.by_time()

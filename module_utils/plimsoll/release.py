@@ -58,6 +58,13 @@ first = str(url[0] if isinstance(url, (list, tuple)) else url)
 answer({**{name: app.conf.get(name) for name in names}, "transport": first.partition(":")[0]})
 """
 )
+# Of what is no application of Celery: a module that is imported, and has no settings for risks().
+IMPORT = f"""
+import importlib
+import sys
+importlib.import_module(sys.argv[1])
+print("\\n{ANSWER}{{}}", file=sys.__stdout__, flush=True)
+"""
 # One process asks again and again: importing Celery anew for each question would cost more than the worker's own start.
 # A worker that has had no task since its start gets one that every application has, and which does nothing, through a
 # queue that it alone consumes for the time.
@@ -121,11 +128,20 @@ def members(source: Path) -> list[tuple[str, Path]]:
 
 
 @contextlib.contextmanager
-def opened(source: Path) -> Iterator[Path]:
+def opened(source: Path, version: str = "") -> Iterator[Path]:
     """The source as a directory or wheel: an archive, as `git archive` makes it, is unpacked for the time.
 
-    Raises ReleaseError where it is damaged or holds something that would land elsewhere.
+    With a version, the source is a checkout of git, and what is unpacked is that commit, branch or tag of it. Raises
+    ReleaseError where it is damaged or holds something that would land elsewhere.
     """
+    if version:
+        with tempfile.TemporaryDirectory() as scratch:
+            archive = Path(scratch) / "source.tar"
+            command = ["git", "-C", str(source), "archive", "--format=tar", f"--output={archive}", version, "--"]
+            _run(f"taking the version {version} of {source} out of git", command)
+            with opened(archive) as unpacked:
+                yield unpacked
+        return
     if not source.is_file() or source.suffix == ".whl":
         yield source
         return
@@ -236,12 +252,20 @@ def pack(path: Path, entries: Sequence[tuple[str, Path]]) -> None:
 
 
 def build(
-    source: Path, requirements: str, python_version: str, machine: str, archive: Path, python: str, uv_version: str
+    source: Path,
+    requirements: str,
+    python_version: str,
+    machine: str,
+    archive: Path,
+    python: str,
+    uv_version: str,
+    sdists: Sequence[str] = (),
 ) -> None:
     """Resolve for the target's Python, download its wheels, and write the archive. Needs a package index.
 
     python is the controller's interpreter with pip and uv; python_version the target's, such as 3.11.2, whose
-    environment markers may differ from the controller's own. Raises ReleaseError.
+    environment markers may differ from the controller's own. sdists: packages without a wheel, of which one is made
+    here. Raises ReleaseError.
     """
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
@@ -271,7 +295,18 @@ def build(
         )
         platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in GLIBC_MINORS]
         platforms += [f"--platform=manylinux2014_{machine}", "--platform=any"]
-        for needed in (["--requirement", str(lock)], [f"uv=={uv_version}"]):
+        # By the names that uv writes: in lower case, with dashes.
+        pinned = lock.read_text().splitlines()
+        made = [line for line in pinned if line.partition("==")[0] in sdists]
+        if made:
+            # It runs code of the package, which is why each is named; what is pure Python is the same for every target.
+            command = [python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels)]
+            _run("making wheels of source distributions", [*command, *(line.partition(" ")[0] for line in made)])
+            if compiled := [file.name for file in wheels.iterdir() if not file.name.endswith("-none-any.whl")]:
+                raise ReleaseError(f"{', '.join(compiled)}: was compiled, for this controller and not for the hosts")
+        fetched = work / "fetched.txt"
+        fetched.write_text("\n".join(line for line in pinned if line not in made))
+        for needed in (["--requirement", str(fetched)], [f"uv=={uv_version}"]):
             _run(
                 "downloading the wheels of the application",
                 [
@@ -306,7 +341,14 @@ def current(home: Path) -> str | None:
 
 
 def install(
-    home: Path, name: str, archive: Path, python: str, app: str, user: str, environment: dict[str, str]
+    home: Path,
+    name: str,
+    archive: Path,
+    python: str,
+    app: str,
+    user: str,
+    environment: dict[str, str],
+    code: str = SETTINGS,
 ) -> dict[str, Any]:
     """Unpack, make the venv, import the application as its user; the release is complete then, and not yet current.
 
@@ -333,16 +375,20 @@ def install(
                 *("--find-links", str(wheels), "--python", str(release / "venv" / "bin" / "python")),
                 *("--requirement", str(release / "requirements.lock")),
             ],
+            # Seconds a file; uv's own minute is too short for a large one on a host that is slow and busy.
+            {"UV_COMPILE_BYTECODE_TIMEOUT": "600"},
         )
     venv_python = str(release / "venv" / "bin" / "python")
     # The worker's user cannot write there, so that the application is compiled now or at every start.
     _run("compiling the application", [venv_python, "-m", "compileall", "-q", str(release / "app")])
-    settings = check_import(release, app, user, environment)
+    settings = check_import(release, app, user, environment, code)
     _mark(release, _asked(app, user, environment))
     return settings
 
 
-def confirm(home: Path, name: str, app: str, user: str, environment: dict[str, str]) -> dict[str, Any] | None:
+def confirm(
+    home: Path, name: str, app: str, user: str, environment: dict[str, str], code: str = SETTINGS
+) -> dict[str, Any] | None:
     """Import the application in a release that is there, unless it was so imported before: None then.
 
     A release may be there whole, and yet hold no application of a name that was mistyped since. Raises ReleaseError.
@@ -351,7 +397,7 @@ def confirm(home: Path, name: str, app: str, user: str, environment: dict[str, s
     asked = _asked(app, user, environment)
     if (release / ".complete").read_text() == asked:
         return None
-    settings = check_import(release, app, user, environment)
+    settings = check_import(release, app, user, environment, code)
     _mark(release, asked)
     return settings
 
@@ -398,14 +444,17 @@ def run_in_release(
     )
 
 
-def check_import(release: Path, app: str, user: str, environment: dict[str, str]) -> dict[str, Any]:
-    """Find the Celery application as `celery --app` does; its settings for risks().
+def check_import(
+    release: Path, app: str, user: str, environment: dict[str, str], code: str = SETTINGS
+) -> dict[str, Any]:
+    """Find the Celery application as `celery --app` does; its settings for risks(). With IMPORT, import a module.
 
     Raises ReleaseError with the exception and its place.
     """
-    ran = run_in_release(release, user, environment, SETTINGS, app)
+    ran = run_in_release(release, user, environment, code, app)
     if ran.returncode:
-        raise ReleaseError(f"celery_worker_app '{app}' does not import: {_reason(ran.stderr, release / 'app')}")
+        what = "celery_worker_app" if code == SETTINGS else "module"
+        raise ReleaseError(f"{what} '{app}' does not import: {_reason(ran.stderr, release / 'app')}")
     return _answer(ran.stdout)
 
 
@@ -503,8 +552,8 @@ def _uv(wheels: Path, scratch: Path) -> str:
     return str(program)
 
 
-def _run(what: str, command: list[str]) -> None:
-    ran = subprocess.run(command, capture_output=True, text=True)
+def _run(what: str, command: list[str], environment: Mapping[str, str] | None = None) -> None:
+    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})})
     if ran.returncode:
         said = "\n".join((ran.stderr or ran.stdout).strip().splitlines()[-6:])
         raise ReleaseError(f"{what} failed:\n{said}")

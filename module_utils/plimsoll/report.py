@@ -21,6 +21,7 @@ from .diagnose import Culprit, Hold, short
 from .findings import Finding, Findings, Name
 from .formats import printable
 from .series import Floats
+from .store import Host
 
 # The package runs from a checkout (pip install --editable): templates have one home there.
 TEMPLATES = Path(__file__).resolve().parents[2] / "templates" / "report"
@@ -197,7 +198,7 @@ def text(document: Findings, verdicts: Sequence[Verdict]) -> str:
     for note in _since(document):
         lines += textwrap.wrap(printable(note, 4000), WIDTH, subsequent_indent="    ", break_on_hyphens=False)
     said = [
-        f"{'note' if one['collected'] else 'not collected'}: {one['host']}: {printable(one['reason'], 300)}"
+        f"{'note' if one['collected'] else 'not collected'}: {one['host']}: {missing(one)}"
         for one in sorted(document["hosts"], key=lambda each: each["collected"])
         if one["reason"] or not one["collected"]
     ]
@@ -210,9 +211,20 @@ def summary(document: Findings) -> str:
     """One line for all."""
     fleet = document["fleet"]
     return (
-        f"{fleet['leaking']} of {fleet['workers']} workers leak, on {fleet['collected']} of {fleet['hosts']} hosts"
-        " that were read"
+        f"{fleet['leaking']} of {fleet['workers']} workers leak; {fleet['collected']} of {fleet['hosts']} hosts were"
+        " collected"
     )
+
+
+def missing(one: Host) -> str:
+    """What is to be said of a host: what could not be read; why it was not collected, and when it was."""
+    reason = printable(one["reason"], 300)
+    if one["collected"]:
+        return reason
+    if one["last"] is None:
+        return f"{reason}; it never was"
+    last = datetime.fromtimestamp(one["last"], timezone.utc)
+    return f"{reason}; last collected {last:%Y-%m-%d %H:%M} UTC"
 
 
 def changed(document: Findings) -> list[tuple[str, list[Name]]]:
@@ -254,6 +266,7 @@ def html(document: Findings, verdicts: Sequence[Verdict]) -> str:
         blame=blame,
         advised=advised,
         short=short,
+        missing=missing,
         printable=printable,
     )
     sparks = map(sparkline, verdicts)

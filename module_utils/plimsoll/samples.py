@@ -27,6 +27,8 @@ SLACK = 1.25
 SHORTEST_S = 60.0
 # A host that lies could name a new process in every line. The rows of so many always fit: a first, a last and a floor.
 MOST_PROCESSES = 200_000
+# Samples that a row may stand for: a tenth of a second apart in the ten minutes of a rollup.
+MOST_COUNTED = 6000
 # Figures of units, 72 bytes each; 50 units a minute take two weeks to make so many.
 MOST_FIGURES = 1_000_000
 # Lines of trace records. Of one unit, the bootstrap keeps 16 MiB.
@@ -156,14 +158,23 @@ class Samples:
     def _hold(self, parts: list[Rows]) -> None:
         self._parts, self._held = parts, sum(len(part.times) for part in parts)
 
-    def add(self, seen: Sequence[Seen], of: NDArray[np.intp], times: Floats, sizes: Floats, tasks: Floats) -> None:
-        """Takes in samples: of each its place in seen, and as in Rows."""
+    def add(
+        self,
+        seen: Sequence[Seen],
+        of: NDArray[np.intp],
+        times: Floats,
+        sizes: Floats,
+        tasks: Floats,
+        counts: NDArray[Any] | None = None,
+    ) -> None:
+        """Takes in samples: of each its place in seen, and as in Rows. counts: without them each is one sample."""
         if not len(times):
             return
         newest = np.zeros(len(seen))
         np.maximum.at(newest, of, times)
         numbers = np.array(list(map(self._number, seen, newest.tolist())), dtype=np.uint32)
-        rows = Rows(numbers[of], times, sizes, tasks, np.ones(len(times), dtype=np.uint32))
+        each = np.ones(len(times)) if counts is None else np.clip(counts, 1, MOST_COUNTED)
+        rows = Rows(numbers[of], times, sizes, tasks, each.astype(np.uint32))
         if self._stretch:
             rows = _floors(_in_order([rows]), self._stretch)
         self._parts.append(rows)

@@ -112,6 +112,12 @@ class Fleet:
     def findings(self) -> dict[str, Any]:
         return json.loads((self.home / "lab" / "report" / "findings.json").read_text())
 
+    def query(self, sql: str) -> list[dict[str, Any]]:
+        """Rows of what was collected."""
+        ran = self.run(str(BIN / "plimsoll"), "query", str(self.home / "lab" / "store"), sql, "--format=json")
+        assert ran.code == 0, ran.output
+        return json.loads(ran.output)
+
     def machines(self) -> list[str]:
         """Command lines of the QEMU processes of this lab."""
         found = []

@@ -100,6 +100,21 @@ def test_torn_and_empty_logs_are_named_and_the_rest_is_judged(fleet: Fleet) -> N
     fleet.on("demo-2", f"rm {samples}/samples-19990101T000000Z.csv {samples}/samples-x.csv.gz")
 
 
+def test_what_was_collected_is_in_the_store_once_and_the_host_knows(fleet: Fleet) -> None:
+    """Four collections by now, of which one found no host at all to be down."""
+    again = fleet.play("collect", "--extra-vars=collect_scope=routine")
+    assert again.code == 0 and "2 of 2 hosts were collected" in again.said, again.output
+    each = "count(*) AS rows, count(DISTINCT (pid, start_time, timestamp)) AS each"
+    counted = fleet.query(f"SELECT host, {each} FROM samples GROUP BY host ORDER BY host")
+    assert [one["host"] for one in counted] == ["demo-1", "demo-2"]
+    assert all(one["rows"] == one["each"] > 100 for one in counted), counted
+    # The kernel takes the scope away with the last of its processes.
+    said = fleet.on("demo-2", "journalctl --output=cat --unit='plimsoll-collect-*.scope'; cat /var/log/plimsoll/id")
+    assert "Deactivated successfully" in said, said
+    named = json.loads(fleet.on("demo-2", "cat /var/log/plimsoll/acknowledged.json"))
+    assert any(name.startswith("trace/celery-worker@gate.service-") for name in named), named
+
+
 def test_an_application_that_does_not_import_is_named_and_the_running_one_stays(fleet: Fleet) -> None:
     pid = "systemctl show --value -p MainPID celery-worker@gate"
     before = fleet.on("demo-2", pid)

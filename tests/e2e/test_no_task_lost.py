@@ -72,6 +72,24 @@ def test_a_broker_that_is_restarted(fleet: Fleet) -> None:
     under_load(fleet, ROWS, "restart of the broker", False, ("demo-1", "systemctl restart redis-server"))
 
 
+def test_what_ended_is_collected_with_what_was_said_of_it(fleet: Fleet) -> None:
+    """Before the reboot, which takes the journal with it."""
+    ran = fleet.play("collect", "--limit=demo-2", "--extra-vars=collect_scope=routine")
+    assert ran.code == 0, ran.output
+    told = fleet.query(f"SELECT source, message FROM events WHERE host = 'demo-2' AND unit = '{UNIT}' ORDER BY time")
+
+    def said(source: str, words: str) -> bool:
+        return any(one["source"] == source and words in one["message"] for one in told)
+
+    assert said("guard", "restart: "), told
+    assert said("kernel", "oom-kill:constraint=CONSTRAINT_MEMCG"), told
+    assert said("systemd", "Main process exited, code=killed, status=9/KILL"), told
+    assert said("systemd", "Watchdog timeout") or said("systemd", "watchdog"), told
+    # Of a child that was killed it is Celery who tells.
+    assert said("worker", "WorkerLostError"), told
+    assert not any("redis://:" in one["message"] for one in told), told
+
+
 def test_a_host_that_reboots(fleet: Fleet) -> None:
     before = fleet.on("demo-2", "cat /proc/sys/kernel/random/boot_id")
     under_load(fleet, ROWS, "reboot of the host", True, ("demo-2", "systemctl reboot"))

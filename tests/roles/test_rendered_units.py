@@ -92,7 +92,9 @@ def rendered(template: str, systemd: int | None = None, item: dict[str, Any] = W
     loader = DataLoader()
     defaults = loader.load_from_file(str(role / "defaults/main.yml"), trusted_as_template=True)
     folders = {"role_path": str(role), "playbook_dir": str(ROOT / "playbooks"), "path": str(TEMPLATES / template)}
-    variables = {**defaults, **folders, **NEEDED, "item": item, **more}
+    internal = role / "vars/main.yml"
+    given = loader.load_from_file(str(internal), trusted_as_template=True) if internal.exists() else {}
+    variables = {**defaults, **given, **folders, **NEEDED, "item": item, **more}
     if role.name == "celery_worker":
         found = preflight(systemd or machine(), [item], variables)
         assert found["wrong"] == []
@@ -376,3 +378,61 @@ def test_the_sampler_has_the_rights_that_it_needs_and_scores_below_two(
         text=True,
     )
     assert ran.returncode == 0, ran.stdout
+
+
+# ---- schedule ----
+
+SCHEDULED = [template for template in UNITS if template.startswith("schedule/")]
+COLLECT, FAILED = "schedule/plimsoll-collect.service.j2", "schedule/plimsoll-collect-failed.service.j2"
+SECRETS = {
+    **{"schedule_ssh_private_key": "s3cret PRIVATE KEY", "schedule_vault_password": "s3cret"},
+    **{
+        "schedule_linode_token": "s3cret",
+        "schedule_webhook_url": "https://x/s3cret",
+        "schedule_mail_password": "s3cret",
+    },
+}
+
+
+def test_a_run_gets_the_credentials_that_are_set_and_the_units_hold_none(units: Path) -> None:
+    def loaded(template: str, **more: Any) -> list[str]:
+        return re.findall(
+            r"^LoadCredential=(\w+):/etc/plimsoll/credentials/\1$", rendered(template, **more), re.MULTILINE
+        )
+
+    assert loaded(COLLECT) == loaded(FAILED) == []
+    assert loaded(COLLECT, schedule_linode_token="t", schedule_webhook_url="https://x") == [
+        "linode_token",
+        "webhook_url",
+    ]
+    every = ["ssh_private_key", "vault_password", "linode_token", "webhook_url", "smtp_password"]
+    assert loaded(COLLECT, **SECRETS) == every
+    # What it tells by, and no more.
+    assert loaded(FAILED, **SECRETS) == every[3:]
+    assert len(SCHEDULED) == 3
+    for template in SCHEDULED:
+        text = rendered(template, **SECRETS)
+        assert "s3cret" not in text
+        install(units, place(template), text)
+        assert verify(units, unit(template)) == (0, "")
+
+
+@pytest.mark.parametrize("template", [COLLECT, FAILED])
+def test_a_run_may_do_little_and_ends_in_time(units: Path, template: str) -> None:
+    text = rendered(template)
+    assert "\nUser=plimsoll\n" in text and "\nStateDirectory=plimsoll-collect\n" in text
+    assert ("\nTimeoutStartSec=400\n" in rendered(COLLECT, schedule_deadline=100)) and "\nType=oneshot\n" in text
+    ran = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=30", units / place(template)],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_a_calendar_that_is_none_is_caught(units: Path) -> None:
+    timer = "schedule/plimsoll-collect.timer.j2"
+    install(units, place(timer), rendered(timer, schedule_calendar="Mon..Fri *-*-* 06:30:00"))
+    assert verify(units, unit(timer)) == (0, "")
+    install(units, place(timer), rendered(timer, schedule_calendar="every hour"))
+    assert "Failed to parse calendar specification" in verify(units, unit(timer))[1]

@@ -1,4 +1,4 @@
-"""Bundles: the same logs give the same bytes, and what a host sends is unpacked with no trust in it."""
+"""Bundles: the same logs give the same bytes, each goes on where the store ends, and none is trusted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pwd
 import re
 import resource
 import shutil
+import subprocess
 import tarfile
 import time
 from collections.abc import Callable
@@ -20,29 +21,69 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 from as_shipped.modules import log_bundle
 from plimsoll import bundle
-from plimsoll.bundle import BundleError, listing, pack, sha256, unpack
+from plimsoll.bundle import BundleError, Cursor, Packed, acknowledged, advance, listing, pack, plan, sha256, unpack
 
 META = b'{"schema": 1}\n'
 ROOMY = 1 << 20
 FORMER = {"meta.json": b"former", "samples/old.csv": b"former\n"}
+FOLDERS = ("samples", "trace", "guard")
+HEADER = b"timestamp,pid,rss_kb\n"
+TRACE = "trace/celery-worker@sales.service-12.jsonl"
 
 
 @pytest.fixture
 def logs(tmp_path: Path) -> Path:
     """What a host has: whole files, one that is being written to, and what no bundle takes."""
     root = tmp_path / "logs"
-    (root / "samples").mkdir(parents=True)
-    (root / "trace").mkdir()
-    (root / "samples/samples-1.csv.gz").write_bytes(gzip.compress(b"timestamp,pid,rss_kb\n1,2,3\n", mtime=0))
-    (root / "samples/samples-2.csv").write_bytes(b"timestamp,pid,rss_kb\n4,5,6\n7,8")
-    (root / "samples/samples-1.csv.gz.tmp").write_bytes(b"scratch")
+    for folder in FOLDERS:
+        (root / folder).mkdir(parents=True)
+    (root / "samples/samples-20251124T110000Z.csv.gz").write_bytes(gzip.compress(HEADER + b"1,2,3\n", mtime=0))
+    (root / "samples/samples-20251124T120000Z.csv").write_bytes(HEADER + b"4,5,6\n7,8")
+    (root / "samples/rollup-20251124T000000Z.csv").write_bytes(b"timestamp,pid,floor_kb\n1,2,3\n")
+    (root / "samples/samples-20251124T110000Z.csv.gz.tmp").write_bytes(b"scratch")
     (root / "samples/.lock").touch()
-    (root / "trace/celery-worker@sales.service-12.jsonl").write_bytes(b'{"kind": "window_open"}\n{"kin')
+    (root / TRACE).write_bytes(b'{"kind": "window_open"}\n{"kin')
+    (root / "guard/acts.jsonl").write_bytes(b'{"time": 1}\n')
     return root
 
 
-def packed(root: Path, target: Path, max_bytes: int = ROOMY) -> bundle.Packed:
-    return pack(listing(root, ("samples", "trace"))[0], META, target, max_bytes)
+class Controller:
+    """What the controller does with a host's logs: it holds the cursor, and all lines that came by it."""
+
+    def __init__(self, root: Path, scratch: Path) -> None:
+        self.root, self.scratch = root, scratch
+        self.cursor = Cursor(logs="id")
+        self.lines: dict[str, list[str]] = {}
+        self.meta: Any = {}
+
+    def pack(self, scope: str = "full", max_bytes: int = ROOMY) -> Packed:
+        found, _ = listing(self.root, FOLDERS)
+        wanted = [log for log in found if scope == "full" or bundle.ROUTINE.match(log.name)]
+        parts, more = plan(wanted, self.cursor, max_bytes)
+        meta = {"schema": 2, "logs": "id", "units": [], "held": [log.key for log in found], "journal": 5, "more": more}
+        return pack(parts, meta, b"", self.scratch / "bundle.tar.gz")
+
+    def take(self) -> None:
+        """As the store does: all of it, or nothing."""
+        at = self.scratch / "unpacked"
+        unpack(self.scratch / "bundle.tar.gz", at)
+        self.meta = json.loads((at / "meta.json").read_text())
+        self.cursor = advance(self.cursor, self.meta, at)
+        for name, part in self.meta["parts"].items():
+            raw = (at / name).read_bytes()
+            text = (gzip.decompress(raw) if name.endswith(".gz") else raw).decode()
+            self.lines.setdefault(part["file"], []).extend(text.splitlines()[name.endswith((".csv", ".gz")) :])
+
+    def collect(self, scope: str = "full", max_bytes: int = ROOMY) -> int:
+        """How many parts came."""
+        made = self.pack(scope, max_bytes)
+        self.take()
+        return made.files
+
+
+@pytest.fixture
+def controller(logs: Path, tmp_path: Path) -> Controller:
+    return Controller(logs, tmp_path)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -52,23 +93,31 @@ def tree(folder: Path) -> dict[str, bytes]:
 # What the host packs
 
 
-def test_what_is_packed_is_what_is_unpacked_without_torn_last_lines(logs: Path, tmp_path: Path) -> None:
-    made = packed(logs, tmp_path / "a.tar.gz")
-    assert unpack(tmp_path / "a.tar.gz", tmp_path / "host", expected_sha256=made.sha256) == 4
-    unpacked = {
-        "meta.json": META,
-        "samples/samples-1.csv.gz": (logs / "samples/samples-1.csv.gz").read_bytes(),
-        "samples/samples-2.csv": b"timestamp,pid,rss_kb\n4,5,6\n",
-        "trace/celery-worker@sales.service-12.jsonl": b'{"kind": "window_open"}\n',
-    }
-    assert tree(tmp_path / "host") == unpacked
-    assert (made.files, made.skipped) == (3, ())
-    assert made.unpacked == sum(map(len, unpacked.values()))
-    assert (made.size, made.sha256) == ((tmp_path / "a.tar.gz").stat().st_size, sha256(tmp_path / "a.tar.gz"))
+def test_what_is_packed_is_what_is_unpacked_without_torn_last_lines(
+    logs: Path, tmp_path: Path, controller: Controller
+) -> None:
+    made = controller.pack()
+    assert unpack(tmp_path / "bundle.tar.gz", tmp_path / "host", expected_sha256=made.sha256) == 6
+    unpacked = tree(tmp_path / "host")
+    meta = json.loads(unpacked.pop("meta.json"))
+    assert unpacked == {
+        name: (logs / name).read_bytes()
+        for name in (
+            "samples/samples-20251124T110000Z.csv.gz",
+            "samples/rollup-20251124T000000Z.csv",
+            "guard/acts.jsonl",
+        )
+    } | {"samples/samples-20251124T120000Z.csv": HEADER + b"4,5,6\n", TRACE: b'{"kind": "window_open"}\n'}
+    assert meta["parts"].keys() == unpacked.keys() and meta["left_out"] == []
+    assert (made.files, made.skipped) == (5, ())
+    bundled = tmp_path / "bundle.tar.gz"
+    assert (made.size, made.sha256) == (bundled.stat().st_size, sha256(bundled))
 
 
-def test_the_same_logs_give_the_same_bytes_whenever_and_wherever(logs: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    first = packed(logs, tmp_path / "a.tar.gz")
+def test_the_same_logs_give_the_same_bytes_whenever_and_wherever(
+    logs: Path, tmp_path: Path, controller: Controller, monkeypatch: Any
+) -> None:
+    first = controller.pack()
     monkeypatch.setattr(time, "time", lambda: 1e9)
     other = tmp_path / "elsewhere"
     for name, content in sorted(tree(logs).items(), reverse=True):
@@ -76,9 +125,150 @@ def test_the_same_logs_give_the_same_bytes_whenever_and_wherever(logs: Path, tmp
         (other / name).write_bytes(content)
         (other / name).chmod(0o600)
         os.utime(other / name, (1, 1))
-    assert packed(other, tmp_path / "of-another-name.tar.gz") == first
-    (other / "samples/samples-2.csv").write_bytes(b"timestamp,pid,rss_kb\n4,5,7\n")
-    assert packed(other, tmp_path / "b.tar.gz").sha256 != first.sha256
+    controller.root = other
+    assert controller.pack() == first
+    (other / "samples/samples-20251124T120000Z.csv").write_bytes(HEADER + b"4,5,7\n")
+    assert controller.pack().sha256 != first.sha256
+
+
+def test_only_what_is_new_comes_again_and_each_line_once(logs: Path, controller: Controller) -> None:
+    assert controller.collect() == 5
+    assert controller.collect() == 0
+    segment = logs / "samples/samples-20251124T120000Z.csv"
+    with segment.open("ab") as out:
+        out.write(b",9\n10,11,12\n")
+    with (logs / TRACE).open("ab") as out:
+        out.write(b'd": "growth"}\n')
+    assert controller.collect() == 2
+    assert controller.lines["samples/samples-20251124T120000Z.csv"] == ["4,5,6", "7,8,9", "10,11,12"]
+    assert ['{"kind": "window_open"}', '{"kind": "growth"}'] in controller.lines.values()
+
+
+def test_a_segment_that_was_gzipped_in_between_goes_on_where_it_was(logs: Path, controller: Controller) -> None:
+    controller.collect()
+    segment = logs / "samples/samples-20251124T120000Z.csv"
+    content = HEADER + b"4,5,6\n7,8,9\n"
+    segment.with_name(f"{segment.name}.gz").write_bytes(gzip.compress(content, mtime=0))
+    segment.unlink()
+    assert controller.collect() == 1
+    assert controller.lines["samples/samples-20251124T120000Z.csv"] == ["4,5,6", "7,8,9"]
+    assert controller.collect() == 0
+
+
+def test_a_trace_that_was_rotated_is_the_same_file_and_the_new_one_another(logs: Path, controller: Controller) -> None:
+    controller.collect()
+    (logs / TRACE).rename((logs / TRACE).with_suffix(".1.jsonl"))
+    (logs / TRACE).write_bytes(b'{"kind": "task_growth"}\n')
+    assert controller.collect() == 1
+    traces = [lines for key, lines in controller.lines.items() if key.startswith("trace/")]
+    assert traces == [['{"kind": "window_open"}'], ['{"kind": "task_growth"}']]
+
+
+def test_routine_is_what_is_small_and_what_it_left_comes_with_full(controller: Controller) -> None:
+    assert controller.collect("routine") == 2
+    assert sorted(key.split("-")[0].split("/")[0] for key in controller.lines) == ["guard", "samples"]
+    assert controller.collect("routine") == 0
+    assert controller.collect("full") == 3
+    assert controller.collect("full") == 0
+
+
+def test_more_than_max_bytes_comes_in_several_bundles_the_oldest_first(logs: Path, controller: Controller) -> None:
+    for hour in range(13, 23):
+        (logs / f"samples/samples-20251124T{hour}0000Z.csv").write_bytes(HEADER + b"1,2,3\n" * 10)
+    runs = 0
+    while controller.collect(max_bytes=200):
+        runs += 1
+    assert runs > 4 and controller.meta["more"] is False
+    hours = [key for key in controller.lines if key.startswith("samples/samples-")]
+    assert hours == sorted(hours) and len(hours) == 12
+    assert all(len(controller.lines[key]) == 10 for key in hours[2:])
+
+
+def test_a_file_longer_than_a_part_is_several_and_none_holds_half_a_line(
+    logs: Path, controller: Controller, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(bundle, "PART_BYTES", 64)
+    lines = [f"{number},{number},{number}" for number in range(1000, 1030)]
+    (logs / "samples/samples-20251124T120000Z.csv").write_bytes(HEADER + "\n".join(lines).encode() + b"\n")
+    assert controller.collect() > 8
+    assert controller.lines["samples/samples-20251124T120000Z.csv"] == lines
+    assert controller.collect() == 0
+
+
+def test_one_segment_over_max_bytes_is_named_with_the_way_out(logs: Path, controller: Controller) -> None:
+    made = controller.pack(max_bytes=10)
+    assert made.files == 0
+    assert made.skipped == (
+        "samples/rollup-20251124T000000Z.csv: no whole line in 10 bytes, which is all that may be packed",
+    )
+    for path in [*logs.glob("guard/*"), *logs.glob("samples/rollup-*")]:
+        path.unlink()
+    with pytest.raises(
+        BundleError, match=r"samples-20251124T110000Z\.csv\.gz alone is over max_bytes \(10\); raise it"
+    ):
+        controller.pack(max_bytes=10)
+
+
+def test_a_bundle_that_was_lost_is_made_again_whole(controller: Controller) -> None:
+    first = controller.pack()
+    assert controller.pack() == first
+    controller.take()
+    assert controller.pack().files == 0
+
+
+@pytest.mark.parametrize("change", ["replayed", "gap", "longer file", "no member", "unknown member", "other schema"])
+def test_a_bundle_that_does_not_go_on_where_the_store_ends_is_refused(
+    controller: Controller, tmp_path: Path, change: str
+) -> None:
+    controller.pack("routine")
+    unpack(tmp_path / "bundle.tar.gz", tmp_path / "host")
+    meta = json.loads((tmp_path / "host/meta.json").read_text())
+    name = "samples/rollup-20251124T000000Z.csv"
+    ahead = Cursor("id", {name: meta["parts"][name]["to"]})
+    assert advance(Cursor("id"), meta, tmp_path / "host").files[name] == 29
+    # Under another name of their directory, all files are others.
+    assert advance(Cursor("former", {name: 7}), meta, tmp_path / "host").files[name] == 29
+    if change == "gap":
+        meta["parts"][name]["from"] = 5
+    elif change == "longer file":
+        meta["parts"][name]["to"] = -1
+    elif change == "no member":
+        (tmp_path / "host" / name).unlink()
+    elif change == "unknown member":
+        (tmp_path / "host/samples/x.csv").touch()
+    elif change == "other schema":
+        meta["schema"] = 1
+    with pytest.raises(BundleError):
+        advance(ahead if change == "replayed" else Cursor("id"), meta, tmp_path / "host")
+
+
+def test_a_file_that_was_begun_anew_and_is_shorter_comes_whole(logs: Path, controller: Controller) -> None:
+    controller.collect()
+    (logs / "samples/samples-20251124T120000Z.csv").write_bytes(HEADER)
+    assert controller.collect() == 1
+    with (logs / "samples/samples-20251124T120000Z.csv").open("ab") as out:
+        out.write(b"8,8,8\n")
+    assert controller.collect() == 1
+    assert controller.lines["samples/samples-20251124T120000Z.csv"] == ["4,5,6", "8,8,8"]
+
+
+def test_what_is_in_the_store_whole_is_acknowledged(logs: Path, controller: Controller) -> None:
+    controller.collect("routine")
+    named = acknowledged(listing(logs, FOLDERS)[0], controller.cursor)
+    assert named == ["guard/acts.jsonl", "samples/rollup-20251124T000000Z.csv"]
+    controller.collect()
+    with (logs / "samples/rollup-20251124T000000Z.csv").open("ab") as out:
+        out.write(b"4,5,6\n")
+    named = acknowledged(listing(logs, FOLDERS)[0], controller.cursor)
+    assert "samples/samples-20251124T110000Z.csv" in named and "samples/rollup-20251124T000000Z.csv" not in named
+
+
+@pytest.mark.parametrize(
+    "cursor", [[], {"logs": 1}, {"files": {"a": -1}}, {"files": {"a": "1"}}, {"journal": True}, {"files": []}]
+)
+def test_a_damaged_cursor_is_refused(cursor: Any) -> None:
+    with pytest.raises(BundleError, match="cursor"):
+        Cursor.of(cursor)
 
 
 def test_links_and_special_files_are_left_out_with_the_reason(logs: Path, tmp_path: Path) -> None:
@@ -86,13 +276,12 @@ def test_links_and_special_files_are_left_out_with_the_reason(logs: Path, tmp_pa
     (logs / "trace/link.jsonl").symlink_to(tmp_path / "shadow")
     (logs / "trace/folder.jsonl").mkdir()
     os.mkfifo(logs / "trace/pipe.jsonl")
-    found, skipped = listing(logs, ("samples", "trace", "later"))
-    assert [name for name, _ in found if name.startswith("trace/")] == ["trace/celery-worker@sales.service-12.jsonl"]
-    assert skipped == [
-        "trace/folder.jsonl: not a regular file",
-        "trace/link.jsonl: not a regular file",
-        "trace/pipe.jsonl: not a regular file",
-        "later: no such directory",
+    found, skipped = listing(logs, ("trace", "later"))
+    assert [log.name for log in found] == [TRACE]
+    assert [line.split(":")[0] for line in skipped] == [
+        "trace/folder.jsonl",
+        "trace/link.jsonl",
+        "trace/pipe.jsonl",
     ]
 
 
@@ -103,93 +292,156 @@ def test_a_name_that_no_bundle_holds_is_not_even_repeated(logs: Path) -> None:
     assert listing(logs, ("trace",)) == before
 
 
-def test_a_segment_that_is_gzipped_while_it_is_packed_is_there_once(logs: Path, tmp_path: Path) -> None:
-    segment = logs / "samples/samples-2.csv"
-    zipped = segment.with_name("samples-2.csv.gz")
-    listed, _ = listing(logs, ("samples", "trace"))
-    zipped.write_bytes(gzip.compress(segment.read_bytes(), mtime=0))
-    # Both are there for a moment.
-    assert [name for name, _ in listing(logs, ("samples",))[0]] == [
-        "samples/samples-1.csv.gz",
-        "samples/samples-2.csv.gz",
-    ]
-    segment.unlink()
-    made = pack(listed, META, tmp_path / "a.tar.gz", ROOMY)
-    unpack(tmp_path / "a.tar.gz", tmp_path / "host")
-    assert (made.files, made.skipped) == (3, ())
-    assert tree(tmp_path / "host")["samples/samples-2.csv.gz"] == zipped.read_bytes()
+def test_a_folder_of_a_million_files_is_looked_at_in_part_and_that_is_said(logs: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(bundle, "MAX_FILES", 6)
+    for number in range(9):
+        (logs / f"trace/{number}.jsonl").write_bytes(b"%d\n" % number)
+    found, skipped = listing(logs, FOLDERS)
+    assert len([log for log in found if log.name.startswith("trace/")]) == 6
+    assert skipped == ["trace: 6 files or more, of which not all were looked at"]
 
 
-@pytest.mark.parametrize("becomes", ["link", "pipe", "nothing"])
-def test_a_file_that_changes_its_kind_after_it_was_listed_is_left_out(logs: Path, tmp_path: Path, becomes: str) -> None:
-    """The worker's user owns the trace folder; a pipe must not make the packing wait."""
-    found, _ = listing(logs, ("samples", "trace"))
-    name, file = found[-1]
-    file.unlink()
-    # Of a trace no gzip is taken: the controller would refuse the bundle.
-    file.with_name(f"{file.name}.gz").touch()
-    {"link": lambda: file.symlink_to("/etc/hostname"), "pipe": lambda: os.mkfifo(file), "nothing": lambda: None}[
-        becomes
-    ]()
-    made = pack(found, META, tmp_path / "a.tar.gz", ROOMY)
-    assert made.files == 2
-    assert len(made.skipped) == 1 and made.skipped[0].startswith(f"{name}: ")
-    unpack(tmp_path / "a.tar.gz", tmp_path / "host")
-    assert name not in tree(tmp_path / "host")
-
-
-def test_more_than_max_bytes_is_refused_and_the_last_bundle_stays(logs: Path, tmp_path: Path) -> None:
-    target = tmp_path / "out" / "bundle.tar.gz"
-    target.parent.mkdir()
-    target.write_bytes(b"last")
-    total = sum(file.stat().st_size for _, file in listing(logs, ("samples", "trace"))[0]) + len(META)
-    with pytest.raises(BundleError, match=rf"{total} bytes of logs are over max_bytes \({total - 1}\)"):
-        packed(logs, target, max_bytes=total - 1)
-    assert tree(target.parent) == {"bundle.tar.gz": b"last"}
-    assert packed(logs, target, max_bytes=total).files == 3
-
-
-def test_a_file_that_grows_past_max_bytes_while_it_is_read_is_refused(
-    logs: Path, tmp_path: Path, monkeypatch: Any
+def test_a_segment_that_is_gzipped_while_it_is_packed_comes_with_the_next_bundle(
+    logs: Path, controller: Controller
 ) -> None:
-    monkeypatch.setattr(bundle, "_size", lambda file: 0)
-    with pytest.raises(BundleError, match=r"samples-1\.csv\.gz alone is over the 6 bytes that are left"):
-        packed(logs, tmp_path / "a.tar.gz", max_bytes=len(META) + 6)
+    segment = logs / "samples/samples-20251124T120000Z.csv"
+    zipped = segment.with_name(f"{segment.name}.gz")
+    zipped.write_bytes(gzip.compress(HEADER + b"4,5,6\n", mtime=0))
+    # Both are there for a moment.
+    assert [log.name for log in listing(logs, FOLDERS)[0]].count("samples/samples-20251124T120000Z.csv") == 1
+    zipped.rename(zipped.with_suffix(".tmp"))
+    parts, _ = plan(listing(logs, FOLDERS)[0], controller.cursor, ROOMY)
+    zipped.with_suffix(".tmp").rename(zipped)
+    segment.unlink()
+    meta = {"schema": 2, "logs": "id", "units": [], "journal": 5, "held": [part.log.key for part in parts]}
+    made = pack(parts, meta, b"", controller.scratch / "bundle.tar.gz")
+    assert made.files == 4 and made.skipped[0].startswith("samples/samples-20251124T120000Z.csv: ")
+    controller.take()
+    assert controller.collect() == 1
+    assert controller.lines["samples/samples-20251124T120000Z.csv"] == ["4,5,6"]
+
+
+@pytest.mark.parametrize("becomes", ["link", "pipe", "nothing", "rotated"])
+def test_a_file_that_changes_after_it_was_listed_is_left_out(
+    logs: Path, tmp_path: Path, controller: Controller, becomes: str
+) -> None:
+    """The worker's user owns the trace folder; a pipe must not make the packing wait."""
+    parts, _ = plan(listing(logs, FOLDERS)[0], controller.cursor, ROOMY)
+    file = logs / TRACE
+    file.unlink()
+    {
+        "link": lambda: file.symlink_to("/etc/hostname"),
+        "pipe": lambda: os.mkfifo(file),
+        "nothing": lambda: None,
+        "rotated": lambda: file.write_bytes(b'{"kind": "another"}\n{}\n'),
+    }[becomes]()
+    made = pack(parts, {"schema": 2}, b"", tmp_path / "a.tar.gz")
+    assert made.files == 4
+    assert len(made.skipped) == 1 and made.skipped[0].startswith(f"{TRACE}: ")
+    unpack(tmp_path / "a.tar.gz", tmp_path / "host")
+    assert TRACE not in tree(tmp_path / "host")
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(
+    tmp_path: Path, controller: Controller, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(bundle.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(BundleError, match=f"{tmp_path}: 10 bytes free"):
+        controller.pack()
     assert not list(tmp_path.glob("*bundle*"))
 
 
-def test_a_full_disk_is_refused_before_anything_is_written(logs: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(bundle.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
-    with pytest.raises(BundleError, match=f"{tmp_path}: 10 bytes free"):
-        packed(logs, tmp_path / "a.tar.gz")
+# The module, where there may be no systemd to ask, and only root may give files away.
 
 
-def test_the_module_packs_into_a_file_for_its_user_and_says_when_nothing_changed(
-    logs: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
-) -> None:
-    """There may be no systemd to ask, and only root may give files away."""
-    given: list[tuple[Path, int, int]] = []
-    monkeypatch.setattr(log_bundle, "meta", lambda: META)
-    monkeypatch.setattr(log_bundle.os, "chown", lambda *args: given.append(args))
-    dest = tmp_path / "outbox/bundle.tar.gz"
+@pytest.fixture
+def module(logs: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> Callable[..., dict[str, Any]]:
+    monkeypatch.setattr(log_bundle, "facts", lambda: {"kernel": "6.1", "python": "3.11.2", "units": []})
+    monkeypatch.setattr(log_bundle.journal, "events", lambda units, since, until: ([], []))
+    monkeypatch.setattr(log_bundle, "confine", lambda percent: None)
+    monkeypatch.setattr(log_bundle.os, "chown", lambda *args: None)
 
     def run(**more: Any) -> dict[str, Any]:
-        params = {"root": str(logs), "dest": str(dest), "owner": "nobody", **more}
+        params = {"root": str(logs), "dest": str(tmp_path / "outbox/bundle.tar.gz"), "owner": "nobody", **more}
         with patch_module_args(params), pytest.raises(SystemExit):
             log_bundle.main()
         return json.loads(capsys.readouterr().out)
 
-    checked = run(_ansible_check_mode=True)
-    assert (checked["changed"], checked["files"], dest.parent.exists()) == (True, 3, False)
-    made = run()
-    assert (made["changed"], made["files"], made["sha256"]) == (True, 3, sha256(dest))
+    return run
+
+
+def test_the_module_packs_what_is_behind_the_cursor_into_a_file_for_its_user(
+    module: Any, logs: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    given: list[tuple[Path, int, int]] = []
+    monkeypatch.setattr(log_bundle.os, "chown", lambda *args: given.append(args))
+    dest = tmp_path / "outbox/bundle.tar.gz"
+    checked = module(_ansible_check_mode=True)
+    assert (checked["changed"], checked["files"], dest.parent.exists()) == (True, 5, False)
+    assert not (logs / "id").exists() and not (logs / "acknowledged.json").exists()
+    made = module()
+    assert (made["changed"], made["files"], made["sha256"]) == (True, 5, sha256(dest))
     assert (dest.stat().st_mode & 0o777, dest.parent.stat().st_mode & 0o777) == (0o640, 0o750)
     assert given == [(path, pwd.getpwnam("nobody").pw_uid, 0) for path in (dest.parent, dest)]
-    again = run()
-    assert (again["changed"], again["sha256"]) == (False, made["sha256"])
-    assert "no user nosuchuser on this host" in run(owner="nosuchuser")["msg"]
-    assert f"{tmp_path}/none is not there" in run(root=str(tmp_path / "none"))["msg"]
-    assert "over max_bytes (10)" in run(max_bytes=10)["msg"]
+    assert json.loads((logs / "acknowledged.json").read_text()) == []
+
+    unpack(dest, tmp_path / "host")
+    cursor = advance(Cursor(), json.loads((tmp_path / "host/meta.json").read_text()), tmp_path / "host")
+    again = module(cursor=cursor.plain())
+    assert (again["changed"], again["files"], "sha256" in again, dest.exists()) == (False, 0, False, False)
+    assert len(json.loads((logs / "acknowledged.json").read_text())) == 5
+    # Logs that were begun anew are others.
+    (logs / "id").unlink()
+    assert module(cursor=cursor.plain())["files"] == 5
+
+
+def test_what_systemd_says_of_the_units_is_new_when_it_has_changed(
+    module: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    module()
+    unpack(tmp_path / "outbox/bundle.tar.gz", tmp_path / "host")
+    cursor = advance(Cursor(), json.loads((tmp_path / "host/meta.json").read_text()), tmp_path / "host").plain()
+    monkeypatch.setattr(
+        log_bundle, "facts", lambda: {"kernel": "6.1", "python": "3.11.2", "units": [{"NRestarts": "1"}]}
+    )
+    made = module(cursor=cursor)
+    assert made["changed"] and made["files"] == 0 and "sha256" in made
+
+
+def test_the_journal_is_read_from_where_it_was_read_to(module: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    asked: list[tuple[int, int]] = []
+    event = {"time": 1.0, "unit": "", "source": "kernel", "priority": 3, "pid": None, "message": "Out of memory"}
+    monkeypatch.setattr(
+        log_bundle.journal, "events", lambda units, since, until: (asked.append((since, until)), ([event], []))[1]
+    )
+    module()
+    unpack(tmp_path / "outbox/bundle.tar.gz", tmp_path / "host")
+    assert json.loads((tmp_path / "host/journal/events.jsonl").read_text()) == event
+    cursor = advance(Cursor(), json.loads((tmp_path / "host/meta.json").read_text()), tmp_path / "host")
+    module(cursor=cursor.plain())
+    assert asked[1][0] == asked[0][1] == cursor.journal
+
+
+def test_the_module_says_what_is_wrong_in_one_line(module: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(bundle.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 94, 6))
+    assert "no user nosuchuser on this host" in module(owner="nosuchuser")["msg"]
+    assert f"{tmp_path}/none is not there" in module(root=str(tmp_path / "none"))["msg"]
+    assert "6 bytes free" in module()["msg"]
+    assert "the cursor is damaged" in module(cursor={"logs": 7})["msg"]
+
+
+def test_two_collections_do_not_pack_at_the_same_time(module: Any, tmp_path: Path) -> None:
+    module()
+    with subprocess.Popen(["flock", tmp_path / "outbox", "cat"], stdin=subprocess.PIPE) as other:
+        for _ in range(100):
+            if "another collection is packing" in module().get("msg", ""):
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError("it packed all the same")
+        assert other.stdin
+        other.stdin.close()
+    assert "sha256" in module()
 
 
 # What the controller unpacks
@@ -365,7 +617,8 @@ def test_packing_takes_memory_for_what_is_there_and_not_for_what_may_be(tmp_path
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, hard))
     try:
-        made = pack([("samples/samples-1.csv", log)], b"{}", tmp_path / "b.tar.gz", 1 << 40)
+        parts = [bundle.Part(bundle.Log("samples/samples-1.csv", log, "samples/samples-1.csv", 4, 4, False), 0, 4)]
+        made = pack(parts, {}, b"", tmp_path / "b.tar.gz")
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert made.files == 1

@@ -160,7 +160,7 @@ def test_what_the_run_does_not_know_is_passed_over() -> None:
     assert "celery_worker_instances of its host does not declare it" in passed["w-1", "old"]
     assert "--limit" in passed["w-2", "gate"]
     # Of those that the run is about alone.
-    assert passed["w-3", ""] == "not collected, so that nothing is known of its workers: unreachable"
+    assert passed["w-3", ""] == "not collected, so that nothing new is known of its workers: unreachable"
     assert ("w-4", "") not in passed
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import json
@@ -17,10 +18,13 @@ from typing import Any
 
 import pytest
 from plimsoll import __version__, cli
-from plimsoll.bundle import listing, pack, sha256
+from plimsoll.bundle import Cursor, listing, pack, plan
 from plimsoll.cli import main
+from plimsoll.store import cursor_file
+from plimsoll.store import ingest as take_in
 
 T0 = 1_763_942_400
+NOW = T0 + 30 * 3600.0
 UNIT = "celery-worker@gate.service"
 HEADER = "timestamp,pid,rss_kb,command,unit,start_time,role\n"
 
@@ -41,19 +45,35 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
     return write
 
 
+def send(root: Path, host: str) -> dict[str, Any]:
+    """A bundle of root/HOST as the host makes it, in root/inbox; what ingest is asked then."""
+    logs, _ = listing(root / host, ("samples", "trace"))
+    (root / "inbox").mkdir(exist_ok=True)
+    path = cursor_file(root / "store", host)
+    cursor = Cursor.of(json.loads(path.read_text())["cursor"]) if path.exists() else Cursor(logs="id")
+    meta = {"schema": 2, "logs": "id", "units": [], "held": [log.key for log in logs], "journal": 0, "more": False}
+    made = pack(plan(logs, cursor, 1 << 20)[0], meta, b"", root / f"inbox/{host}.tar.gz")
+    return {"host": host, "sha256": made.sha256, "reason": ""}
+
+
 @pytest.fixture
 def store(write: Any, tmp_path: Path) -> Path:
-    """As collect.yml leaves it: one host leaks, one sent damage, one did not answer and keeps what it had."""
-    write("store/w-1/samples/samples-1.csv", csv(2000))
-    write("store/w-2/samples/samples-1.csv", csv(0, "celery-worker@sales.service"))
-    write("store/w-2/samples/samples-2.csv", HEADER + f"{T0},7,oops,celery,{UNIT},,\n")
-    write("store/w-3/samples/samples-1.csv", csv(9000))
-    hosts = [
-        {"host": "w-1", "collected": True, "reason": ""},
-        {"host": "w-2", "collected": True, "reason": ""},
-        {"host": "w-3", "collected": False, "reason": "unreachable"},
+    """As collect.yml leaves it: one host leaks, one sent damage, one did not answer, one never did."""
+    bounds = {"max_bytes": 1 << 20, "keep_days": 30, "keep_rollups_days": 30}
+    fleet = ["w-1", "w-2", "w-3", "w-4"]
+    write("w-1/samples/samples-1.csv", csv(2000))
+    write("w-2/samples/samples-1.csv", csv(0, "celery-worker@sales.service"))
+    write("w-3/samples/samples-1.csv", csv(9000))
+    asked = [send(tmp_path, host) for host in fleet[:3]]
+    take_in(tmp_path / "inbox", tmp_path / "store", fleet, asked, now=NOW - 60, **bounds)
+    write("w-2/samples/samples-2.csv", HEADER + f"{T0},7,oops,celery,{UNIT},,\n")
+    asked = [
+        {"host": "w-1", "same": True},
+        send(tmp_path, "w-2"),
+        *({"host": one, "reason": "down"} for one in fleet[2:]),
     ]
-    return write("store/hosts.json", json.dumps(hosts)).parent
+    take_in(tmp_path / "inbox", tmp_path / "store", fleet, asked, now=NOW, **bounds)
+    return tmp_path / "store"
 
 
 def run(capsys: Any, *words: Any) -> tuple[int, str, str]:
@@ -71,7 +91,7 @@ def test_a_plain_scripts_file_is_judged(write: Any, capsys: Any) -> None:
     code, out, err = run(capsys, "analyse", path)
     assert (code, err) == (0, "")
     assert out.startswith("HOST") and "\nrss   celery -A shop worker  LEAK growing" in out
-    assert "1 of 1 workers leak, on 1 of 1 hosts that were read" in out
+    assert "1 of 1 workers leak; 1 of 1 hosts were collected" in out
 
 
 def test_fail_on_leaking_exits_with_3_only_where_one_leaks(write: Any, capsys: Any) -> None:
@@ -86,21 +106,40 @@ def test_a_store_is_judged_with_what_is_missing_in_it(store: Path, capsys: Any) 
     code, out, err = run(capsys, "analyse", store, "--format", "json")
     assert (code, err) == (0, "")
     document = json.loads(out)
-    assert [(one["host"], one["leaking"]) for one in document["workers"]] == [("w-1", True), ("w-2", False)]
-    hosts = {one["host"]: one for one in document["hosts"]}
-    assert hosts["w-1"] == {"host": "w-1", "collected": True, "reason": ""}
-    assert hosts["w-2"]["collected"]
-    assert "samples-2.csv: 1 line was left out, first line 2: rss_kb: 'oops'" in hosts["w-2"]["reason"]
-    assert hosts["w-3"] == {"host": "w-3", "collected": False, "reason": "unreachable"}
+    assert {one["host"]: one["leaking"] for one in document["workers"]} == {"w-1": True, "w-2": False, "w-3": True}
+    assert document["fleet"]["hosts"] == 4 and document["fleet"]["collected"] == 2
+    oops = "samples/samples-2.csv: 1 line was left out, first line 2: rss_kb: 'oops' is not a value of that column"
+    assert document["hosts"] == [
+        {"host": "w-1", "collected": True, "reason": "", "last": NOW},
+        {"host": "w-2", "collected": True, "reason": oops, "last": NOW},
+        {"host": "w-3", "collected": False, "reason": "down", "last": NOW - 60},
+        {"host": "w-4", "collected": False, "reason": "down", "last": None},
+    ]
     text = run(capsys, "analyse", store)[1]
-    assert "not collected: w-3: unreachable" in text and "note: w-2:" in text
-    assert "1 of 2 workers leak, on 2 of 3 hosts" in text
+    assert "not collected: w-3: down; last collected 2025-11-25 05:59 UTC\n" in text
+    assert "not collected: w-4: down; it never was\n" in text and "note: w-2: samples/samples-2.csv: 1 line" in text
+    assert "2 of 3 workers leak; 2 of 4 hosts were collected" in text
 
 
-def test_a_host_of_the_store_whose_directory_is_gone_is_noted(store: Path, capsys: Any) -> None:
-    shutil.rmtree(store / "w-1")
-    code, out, _ = run(capsys, "analyse", store)
-    assert code == 0 and "note: w-1: no samples: is plimsoll-sampler.service running there?" in out
+def test_a_host_of_the_store_whose_data_is_gone_or_damaged_is_noted(store: Path, capsys: Any) -> None:
+    for path in store.glob("samples/*/host=w-1"):
+        shutil.rmtree(path)
+    (damaged,) = store.glob("samples/day=2025-11-24/host=w-3/*")
+    damaged.write_bytes(b"oops")
+    code, out, _ = run(capsys, "analyse", store, "--format", "json")
+    reasons = {one["host"]: one["reason"] for one in json.loads(out)["hosts"]}
+    assert code == 0 and reasons["w-1"] == "no samples: is plimsoll-sampler.service running there?"
+    assert reasons["w-3"] == f"down; {damaged}: damaged, so that what it held is missing; remove it"
+
+
+def test_how_far_it_is_is_told_on_a_terminal_where_it_takes_long(store: Path, capsys: Any, monkeypatch: Any) -> None:
+    assert run(capsys, "analyse", store)[2] == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert run(capsys, "analyse", store)[2] == ""
+    monkeypatch.setattr(cli, "PROGRESS_S", 0)
+    assert run(capsys, "analyse", store)[2] == "".join(
+        f"plimsoll: {number} of 4 hosts are judged\n" for number in range(4)
+    )
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "[1]", "[{}]", "5", "null", '{"a": 1}', '[{"host": "w-1"}]', "\udcff"])
@@ -110,12 +149,13 @@ def test_a_damaged_list_of_hosts_is_named(store: Path, capsys: Any, damaged: str
     assert (code, out, err) == (2, "", f"plimsoll: {store}/hosts.json: damaged; collect again\n")
 
 
-def test_a_directory_of_several_hosts_is_read_by_their_names(store: Path, capsys: Any) -> None:
-    (store / "hosts.json").unlink()
-    (store / "w-2/samples/samples-2.csv").unlink()
-    document = json.loads(run(capsys, "analyse", store, "--format", "json")[1])
+def test_a_directory_of_several_hosts_is_read_by_their_names(write: Any, tmp_path: Path, capsys: Any) -> None:
+    for host in ("w-1", "w-2", "w-3"):
+        write(f"logs/{host}/samples/samples-1.csv", csv(0))
+    document = json.loads(run(capsys, "analyse", tmp_path / "logs", "--format", "json")[1])
     assert [one["host"] for one in document["hosts"]] == ["w-1", "w-2", "w-3"]
-    one_host = json.loads(run(capsys, "analyse", store / "w-3", "--format", "json")[1])
+    assert document["hosts"][0] == {"host": "w-1", "collected": True, "reason": "", "last": None}
+    one_host = json.loads(run(capsys, "analyse", tmp_path / "logs/w-3", "--format", "json")[1])
     assert [one["host"] for one in one_host["workers"]] == ["w-3"]
 
 
@@ -124,7 +164,7 @@ def test_out_writes_both_files_and_the_table_says_where(store: Path, tmp_path: P
     code, said, _ = run(capsys, "analyse", store, "--out", out)
     assert code == 0 and said.endswith(f"\nreport: {out}/report.html\n")
     assert sorted(path.name for path in out.iterdir()) == ["findings.json", "report.html"]
-    assert len(json.loads((out / "findings.json").read_text())["workers"]) == 2
+    assert len(json.loads((out / "findings.json").read_text())["workers"]) == 3
     assert (out / "report.html").read_text().rstrip().endswith("</html>")
     again = json.loads(run(capsys, "analyse", store, "--out", out, "--format", "json")[1])
     assert again["workers"] == json.loads((out / "findings.json").read_text())["workers"]
@@ -254,39 +294,49 @@ def test_the_version(capsys: Any) -> None:
 # ---- ingest ----
 
 
-def ingest(capsys: Any, monkeypatch: Any, tmp_path: Path, asked: Any) -> tuple[int, str, str]:
+def ingest(capsys: Any, monkeypatch: Any, tmp_path: Path, asked: Any, *more: str) -> tuple[int, str, str]:
     text = asked if isinstance(asked, str) else json.dumps(asked)
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-    (tmp_path / "inbox").mkdir(exist_ok=True)
+    monkeypatch.setattr(cli.time, "time", lambda: NOW)
     where = ["--inbox", tmp_path / "inbox", "--store", tmp_path / "store", "--max-bytes", 1 << 20]
-    return run(capsys, "ingest", *where)
+    return run(capsys, "ingest", *where, "--keep-days", "9", "--keep-rollups-days", "99", *more)
 
 
-def test_ingest_unpacks_and_analyse_reads_it(write: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
-    write("logs/samples/samples-1.csv", csv(2000))
-    bundle = write("inbox/w-1.tar.gz", "")
-    pack(listing(tmp_path / "logs", ("samples",))[0], b"{}\n", bundle, 1 << 20)
-    asked = [{"host": "w-1", "sha256": sha256(bundle), "reason": ""}, {"host": "w-2", "sha256": "", "reason": "down"}]
-    assert ingest(capsys, monkeypatch, tmp_path, asked) == (0, "w-1: collected\nw-2: down\n", "")
+def test_ingest_takes_in_and_analyse_reads_it(write: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    write("w-1/samples/samples-1.csv", csv(2000) + "oops\n")
+    hosts = [
+        {**send(tmp_path, "w-1"), "same": False},
+        {"host": "w-2", "sha256": "", "reason": "down", "same": False},
+        {"host": "w-3", "sha256": "", "reason": "", "same": True},
+    ]
+    asked = {"fleet": ["w-0", "w-1", "w-2", "w-3"], "hosts": hosts}
+    said = "w-1: collected: samples/samples-1.csv: 1 line was left out, first line 122: 1 fields, the header has 7\n"
+    assert ingest(capsys, monkeypatch, tmp_path, asked) == (0, f"{said}w-2: down\nw-3: collected\n", "")
     out = run(capsys, "analyse", tmp_path / "store")[1]
-    assert "LEAK growing" in out and "not collected: w-2: down" in out
+    assert "LEAK growing" in out and "not collected: w-2: down; it never was" in out
+
+
+def test_ingest_keeps_days_and_rollups_for_as_long_as_it_is_told(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    for table, day in (("samples", 15), ("samples", 16), ("rollups", 15)):
+        (tmp_path / f"store/{table}/day=2025-11-{day}").mkdir(parents=True)
+    assert ingest(capsys, monkeypatch, tmp_path, {"fleet": [], "hosts": []}) == (0, "", "")
+    left = sorted(str(path.relative_to(tmp_path / "store")) for path in (tmp_path / "store").glob("*/day=*"))
+    assert left == ["rollups/day=2025-11-15", "samples/day=2025-11-16"]
+
+
+HOST = {"host": "w-1", "sha256": "x"}
 
 
 @pytest.mark.parametrize(
     "asked",
     [
-        "",
-        "{",
-        "[",
-        5,
-        None,
-        {},
-        {"host": "w-1"},
-        [5],
-        [{}],
-        [{"host": "w-1"}],
-        [{"sha256": "x"}],
-        [{"host": "", "reason": "x"}],
+        *("", "{", "[", 5, None, [], {}, HOST),
+        *({"hosts": []}, {"fleet": []}, {"fleet": {}, "hosts": []}, {"fleet": [5], "hosts": []}),
+        *({"fleet": [""], "hosts": []}, {"fleet": ["w-1"], "hosts": HOST}, {"fleet": "w-1", "hosts": [HOST]}),
+        *({"fleet": ["w-1"], "hosts": [one]} for one in (5, {}, {"host": "w-1"}, {"sha256": "x"}, {**HOST, "host": 5})),
+        *({"fleet": ["w-1"], "hosts": [one]} for one in ({**HOST, "sha256": 5}, {**HOST, "host": ["w-1"]})),
+        {"fleet": ["w-2"], "hosts": [HOST]},
+        {"fleet": ["w-1"], "hosts": [HOST, HOST]},
     ],
 )
 def test_ingest_says_what_is_wrong_with_its_input_and_touches_nothing(
@@ -295,6 +345,24 @@ def test_ingest_says_what_is_wrong_with_its_input_and_touches_nothing(
     code, out, err = ingest(capsys, monkeypatch, tmp_path, asked)
     assert (code, out) == (2, "") and err.startswith("plimsoll: standard input: ")
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "1.5", "x", ""])
+def test_days_to_keep_are_at_least_one(tmp_path: Path, capsys: Any, monkeypatch: Any, days: str) -> None:
+    """Or all would be gone."""
+    with pytest.raises(SystemExit) as ended:
+        ingest(capsys, monkeypatch, tmp_path, {"fleet": [], "hosts": []}, "--keep-days", days)
+    assert ended.value.code == 2 and "is no number of days from 1 on" in capsys.readouterr().err
+
+
+def test_a_store_that_somebody_else_writes_to_is_an_error(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("plimsoll.store.LOCK_WAIT_S", 0)
+    (tmp_path / "store").mkdir()
+    with (tmp_path / "store/.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        code, out, err = ingest(capsys, monkeypatch, tmp_path, {"fleet": [], "hosts": []})
+    said = "process ? is writing to the store; collect again when it has ended"
+    assert (code, out, err) == (2, "", f"plimsoll: {tmp_path}/store/.lock: {said}\n")
 
 
 # ---- as a program ----

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import plimsoll.findings
 import pytest
 from plimsoll.findings import Before, findings
 from plimsoll.formats import MAX_COUNT, CgroupSample, HostData, Sample
@@ -19,7 +20,11 @@ WORKER_KEYS = ",".join(SCHEMA["$defs"]["worker"]["properties"])
 
 
 def up(host: str, reason: str = "") -> Host:
-    return {"host": host, "collected": True, "reason": reason}
+    return {"host": host, "collected": True, "reason": reason, "last": T0}
+
+
+def down(host: str, last: float | None = None) -> Host:
+    return {"host": host, "collected": False, "reason": "unreachable", "last": last}
 
 
 def samples(unit: str, rate: float, hours: int = 30, pid: int = 7, start: float = T0) -> list[Sample]:
@@ -54,7 +59,7 @@ def made(*read: tuple[Host, HostData | None]) -> dict[str, Any]:
 
 def test_the_document_has_the_keys_that_are_documented() -> None:
     data = HostData("w-1", samples(GATE, 2000), figures(GATE, 300_000, 400_000), records(GATE))
-    document = made((up("w-1"), data), ({"host": "w-2", "collected": False, "reason": "unreachable"}, None))
+    document = made((up("w-1"), data), (down("w-2"), None))
     assert list(document) == ["schema", "generated", "fleet", "changes", "workers", "hosts"]
     assert document["fleet"] == {
         **{"hosts": 2, "collected": 1, "workers": 1, "leaking": 1},
@@ -89,9 +94,18 @@ def test_the_document_has_the_keys_that_are_documented() -> None:
     ]
     assert (one["holds"], one["advice"]["link"]) == ([], "docs/leaks.md#python-objects")
     assert document["hosts"] == [
-        {"host": "w-1", "collected": True, "reason": ""},
-        {"host": "w-2", "collected": False, "reason": "unreachable"},
+        {"host": "w-1", "collected": True, "reason": "", "last": T0},
+        {"host": "w-2", "collected": False, "reason": "unreachable", "last": None},
     ]
+
+
+def test_a_host_that_was_not_collected_is_judged_by_what_there_is_of_it() -> None:
+    data = HostData("w-1", samples(GATE, 2000), problems=["part: damaged"])
+    document = made((down("w-1", T0), data), (down("w-2"), HostData("w-2", problems=["part: damaged"])))
+    assert [(one["host"], one["leaking"]) for one in document["workers"]] == [("w-1", True)]
+    assert (document["fleet"]["hosts"], document["fleet"]["collected"]) == (2, 0)
+    said = {"collected": False, "reason": "unreachable; part: damaged"}
+    assert document["hosts"] == [{"host": "w-1", **said, "last": T0}, {"host": "w-2", **said, "last": None}]
 
 
 def test_a_worker_that_does_not_leak_has_no_culprit_and_no_time_left() -> None:
@@ -202,6 +216,21 @@ def test_a_host_that_sent_nothing_or_damage_says_so() -> None:
         "no samples: is plimsoll-sampler.service running there?",
         "old bundle; p0; p1; p2",
     ]
+
+
+def test_many_hosts_are_judged_by_other_processes_and_the_answer_is_the_same(monkeypatch: Any) -> None:
+    read = [
+        (up(f"w-{n}"), HostData(f"w-{n}", samples(GATE, 500 * n), (), records(GATE)) if n != 5 else None)
+        for n in range(12)
+    ]
+    alone = made(*read)
+    begun: list[int] = []
+    pool = plimsoll.findings.ProcessPoolExecutor
+    monkeypatch.setattr(plimsoll.findings, "ProcessPoolExecutor", lambda: (begun.append(1), pool(2))[1])
+    monkeypatch.setattr(plimsoll.findings, "WORTH_A_POOL", 3)
+    assert made(*read) == alone
+    assert begun == [1]
+    assert [one["host"] for one in alone["hosts"]] == [f"w-{n}" for n in range(12)]
 
 
 def test_nothing_read_is_a_document_too() -> None:

@@ -594,7 +594,7 @@ def test_every_column_that_the_sampler_writes_is_read(tmp_path: Path, monkeypatc
     assert sample == Row(NOON + 0.25, os.getpid(), sample.size, UNIT, round(process.start_time, 2), "main", 17)
     assert sample.size >= size[0] >= size[1] > 1000
     assert figures(data) == {UNIT: [[NOON + 0.25, 102400, *[None] * 8, 3]]}
-    assert data.problems == [] and len(files_of(tmp_path / "samples")) == 3
+    assert data.problems == [] and len(files_of(tmp_path / "samples")) == 4
     # All columns, before what is not needed is let go.
     table = formats._table(text[text.index(b"\n") + 1 :], Sample, Sample._fields)
     assert (table.left_out, table.rows.row(0, named=True)) == (

@@ -183,6 +183,38 @@ def test_build_packs_the_source_its_wheels_and_the_lock(
         assert lock == "celery==5.6.0\nmy_shop\n"
 
 
+def test_of_a_package_without_a_wheel_one_is_made_if_that_is_asked_for_and_it_is_pure_python(
+    source: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    made, asked = "polling-1-py3-none-any.whl", []
+
+    def answered(what: str, command: list[str]) -> None:
+        after = dict(zip(command, command[1:]))
+        if "compile" in command:
+            Path(after["--output-file"]).write_text("celery==5.6.0\npolling==0.3.2 ; python_version > '3'\nuvx==1\n")
+        elif "wheel" in command:
+            asked.append(command[command.index("--wheel-dir") + 2 :])
+            write(Path(after["--wheel-dir"]) / made, "")
+        else:
+            wanted = Path(after["--requirement"]).read_text().split() if "--requirement" in after else command[-1:]
+            asked.append(wanted)
+            write(Path(after["--dest"]) / "uv-1-py3-none-any.whl", "")
+
+    monkeypatch.setattr(release, "_run", answered)
+    given = (source, "polling\n", PYTHON, MACHINE, tmp_path / "out/a.tar.gz", sys.executable, "1", ["polling", "gone"])
+    build(*given)
+    assert asked == [["polling==0.3.2"], ["celery==5.6.0", "uvx==1"], ["uv==1"]]
+    with tarfile.open(tmp_path / "out/a.tar.gz") as packed:
+        assert f"wheels/{made}" in packed.getnames()
+        lock = packed.extractfile("requirements.lock")
+        assert lock is not None and b"polling==0.3.2" in lock.read()
+    made = "polling-1-cp311-cp311-linux_x86_64.whl"
+    (tmp_path / "out/a.tar.gz").unlink()
+    with pytest.raises(ReleaseError, match=f"^{made}: was compiled, for this controller and not for the hosts$"):
+        build(*given)
+    assert not (tmp_path / "out/a.tar.gz").exists()
+
+
 def test_what_a_failed_command_said_is_passed_on_in_short() -> None:
     code = "import sys; print(*range(99), sep='\\n', file=sys.stderr); sys.exit(1)"
     with pytest.raises(ReleaseError) as caught:
@@ -257,6 +289,33 @@ def test_a_zip_of_git_makes_the_release_that_its_directory_makes(repository: Pat
     with opened(git_archive(repository, "shop.zip")) as unpacked:
         assert os.access(unpacked / "run.sh", os.X_OK)
         assert (unpacked / "link.py").read_text() == "import celery\n"
+
+
+def test_a_version_is_what_git_has_of_it_and_nothing_else(repository: Path, tmp_path: Path) -> None:
+    subprocess.run(["git", "tag", "v1"], cwd=repository, check=True)
+    write(repository / "secret.txt", "not committed")
+    write(repository / "shop/tasks.py", "changed since\n")
+    with opened(repository, "v1") as unpacked:
+        assert (unpacked / "shop/tasks.py").read_text() == "import celery\n"
+        assert not (unpacked / "secret.txt").exists()
+    assert not unpacked.exists()
+    for source, version in ((repository, "v2"), (tmp_path, "v1")):
+        with pytest.raises(ReleaseError, match=rf"taking the version {version} of {source} out of git failed:\nfatal"):
+            opened(source, version).__enter__()
+
+
+def test_the_archive_module_packs_a_version_with_its_own_requirements(
+    repository: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(app_archive, "build", lambda source, requirements, *rest: asked.append(requirements))
+    write(repository / "requirements.txt", "celery==9\n")
+    given = {"source": str(repository), "dest": str(tmp_path / "out"), "version": "HEAD"}
+    given["targets"] = [{"python_version": PYTHON, "machine": MACHINE}]
+    with patch_module_args(given), pytest.raises(SystemExit):
+        app_archive.main()
+    assert json.loads(capsys.readouterr().out)["changed"]
+    assert asked == ["celery==5.6.0\n"]
 
 
 def test_an_archive_is_unpacked_for_the_time_alone(source: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -625,7 +684,7 @@ def commands(home: Path, monkeypatch: Any) -> list[list[str]]:
     """uv would need wheels from a package index: the commands are noted, and a stand-in for the venv is made."""
     seen: list[list[str]] = []
 
-    def noted(what: str, command: list[str]) -> None:
+    def noted(what: str, command: list[str], environment: Any = None) -> None:
         seen.append(command)
         if "venv" in command:
             assert os.access(command[0], os.X_OK)
@@ -656,7 +715,7 @@ def test_a_release_that_is_there_is_imported_again_when_what_is_asked_of_it_chan
     imported: list[Any] = []
     told: list[Any] = []
 
-    def imports(path: Path, app: str, user: str, environment: dict[str, str]) -> dict[str, Any]:
+    def imports(path: Path, app: str, user: str, environment: dict[str, str], code: str) -> dict[str, Any]:
         if app == "nope":
             raise ReleaseError("does not import")
         imported.append((app, environment))
@@ -730,6 +789,16 @@ def test_an_application_that_is_not_there_is_named(home: Path) -> None:
         check_import(home / "releases/r1", "shop", "root", {})
 
 
+def test_of_what_is_no_celery_application_a_module_is_imported(home: Path) -> None:
+    write(home / "releases/r1/app/lib/tool.py", "print('noise')\nimport json\n")
+    write(home / "releases/r1/app/lib/broken.py", "import nosuchlib\n")
+    venv(home / "releases/r1/venv")
+    given = ("root", {"PYTHONPATH": "lib"}, release.IMPORT)
+    assert check_import(home / "releases/r1", "tool", *given) == {}
+    with pytest.raises(ReleaseError, match=r"^module 'broken' does not import: ModuleNotFoundError: .*broken\.py"):
+        check_import(home / "releases/r1", "broken", *given)
+
+
 def test_a_user_who_is_not_there_is_said_so(home: Path, tmp_path: Path) -> None:
     write(tmp_path / "bin/runuser", '#!/bin/sh\necho "runuser: user $2 does not exist" >&2\nexit 1\n')
     (home / "releases/r1/app").mkdir(parents=True)
@@ -751,12 +820,14 @@ def test_the_release_module_installs_once_and_leaves_the_current_one_when_it_fai
     archive = tmp_path / "a.tar.gz"
 
     def run(digest: str, **more: Any) -> dict[str, Any]:
-        given = {"home": str(home), "digest": digest, "archive": str(archive), "app": "shop", "user": "root"}
-        with patch_module_args({**given, **more}), pytest.raises(SystemExit):
+        given = {"home": str(home), "digest": digest, "archive": str(archive), "app": "shop", "user": "root", **more}
+        with patch_module_args({key: value for key, value in given.items() if value}), pytest.raises(SystemExit):
             app_release.main()
         return json.loads(capsys.readouterr().out)
 
     assert run("r1", _ansible_check_mode=True)["changed"] and names(home) == set()
+    assert "any of the following are missing: app, module" in run("r1", app=None)["msg"]
+    assert "mutually exclusive" in run("r1", module="tool")["msg"]
     with monkeypatch.context() as patched:
         patched.setattr(app_release, "install", lambda home, digest, *rest: bool(complete(home, digest, at=1)) and {})
         first = run("r1")
@@ -765,7 +836,9 @@ def test_the_release_module_installs_once_and_leaves_the_current_one_when_it_fai
     monkeypatch.setattr(app_release, "confirm", lambda *given: asked.append(given))
     again = run("r1")
     assert not again["changed"]
-    assert asked == [(home, "r1", "shop", "root", {})]
+    assert asked == [(home, "r1", "shop", "root", {}, release.SETTINGS)]
+    run("r1", app=None, module="tool")
+    assert asked[1] == (home, "r1", "tool", "root", {}, release.IMPORT)
     archive.write_bytes(WHOLE[:99])
     failed = run("r2")
     assert failed["failed"] and failed["msg"].startswith(f"release r2: {archive} is damaged")

@@ -48,7 +48,7 @@ def traces(
 
 
 def read(*data: HostData, missing: Sequence[Host] = ()) -> tuple[Findings, list[Any]]:
-    up = [({"host": one.host, "collected": True, "reason": ""}, one) for one in data]
+    up = [({"host": one.host, "collected": True, "reason": "", "last": None}, one) for one in data]
     return findings([*up, *((one, None) for one in missing)], T0)  # type: ignore[list-item]
 
 
@@ -58,7 +58,7 @@ def fleet() -> tuple[Findings, list[Any]]:
             "w-1", samples() + samples("celery-worker@sales.service", 0, pid=8), figures(300_000, 400_000), traces()
         ),
         HostData("worker-with-a-long-name", samples(rate=90_000), problems=["samples/x.csv: damaged"]),
-        missing=[{"host": "ghost", "collected": False, "reason": "unreachable: no route"}],
+        missing=[{"host": "ghost", "collected": False, "reason": "unreachable: no route", "last": T0}],
     )
 
 
@@ -187,8 +187,8 @@ def test_the_table_is_aligned_and_leaks_come_with_their_culprits() -> None:
     assert any(line.startswith("    - MemoryMax of 391 MiB in ") for line in lines)
     assert "    - task shop.scan at shop/tasks.py:9 in shop.scan: 100 % of the traced growth" in lines
     assert lines[lines.index("") + 1 :] == [
-        "2 of 3 workers leak, on 2 of 3 hosts that were read",
-        "not collected: ghost: unreachable: no route",
+        "2 of 3 workers leak; 2 of 3 hosts were collected",
+        "not collected: ghost: unreachable: no route; last collected 2025-11-24 00:00 UTC",
         "note: worker-with-a-long-name: samples/x.csv: damaged",
     ]
     assert not any(line != line.rstrip() for line in lines)
@@ -205,14 +205,14 @@ def test_a_fleet_without_workers_is_a_table_too() -> None:
     assert report.text(*read()).split("\n") == [
         "HOST  WORKER  PATTERN  GROWTH (95 % interval)  LEFT  MEMORY",
         "",
-        "0 of 0 workers leak, on 0 of 0 hosts that were read",
+        "0 of 0 workers leak; 0 of 0 hosts were collected",
     ]
 
 
 def hostile() -> tuple[Findings, list[Any]]:
     """Names that a host or a task made up, also where the readers of files would have made them printable before."""
     data = HostData(EVIL, samples(EVIL), figures(300_000, 400_000, EVIL), traces(EVIL, EVIL, EVIL), [EVIL])
-    return read(data, missing=[{"host": EVIL, "collected": False, "reason": EVIL}])
+    return read(data, missing=[{"host": EVIL, "collected": False, "reason": EVIL, "last": None}])
 
 
 def test_no_name_reaches_the_terminal_as_it_is() -> None:
@@ -305,7 +305,13 @@ def test_every_worker_has_a_row_a_section_and_a_chart() -> None:
     lines = [one for one in made.all("polyline") if one.get("class") in ("grows", None)]
     assert [one.get("class") for one in lines] == ["grows", "grows", None]
     text = "".join(made.text)
-    for said in ("2 of 3 workers leak", "Not collected:", "ghost: unreachable", "Note:", "samples/x.csv: damaged"):
+    for said in (
+        "2 of 3 workers leak",
+        "Not collected:",
+        "ghost: unreachable: no route; last collected 2025-11-24",
+        "Note:",
+        "samples/x.csv: damaged",
+    ):
         assert said in text
     assert "task shop.scan at shop/tasks.py:9 in shop.scan" in text and "leak class" in text
 

@@ -153,6 +153,8 @@ def test_the_columns_are_those_that_are_documented(root: Path, sleeper: int) -> 
         "cgroup": "timestamp,unit,memory_current_kb,memory_high_kb,memory_max_kb,swap_kb,events_high,events_max,"
         "oom_kill,pressure_some_us,pressure_full_us,n_restarts",
         "rollup": "timestamp,pid,unit,start_time,role,count,floor_kb,median_kb,max_kb,tasks",
+        "units": "timestamp,unit,memory_current_kb,memory_high_kb,memory_max_kb,swap_kb,events_high,events_max,"
+        "oom_kill,pressure_some_us,pressure_full_us,n_restarts",
     }
 
 
@@ -601,6 +603,17 @@ def test_ten_minutes_of_a_process_become_one_line(root: Path, sleeper: int) -> N
     assert rollup.lines() == rollup.ended == []
 
 
+def test_a_unit_is_written_down_every_ten_minutes_as_it_was_last(root: Path, sleeper: int) -> None:
+    folder = unit(root, "celery-worker@mail.service", sleeper)
+    one = make(root)
+    for seconds, kb in ((0, 100), (300, 200), (590, 300), (600, 400), (660, 500)):
+        (folder / "memory.current").write_text(f"{kb << 10}\n")
+        one.beat(NOON + seconds)
+    one.close()
+    found = [(float(row["timestamp"]) - NOON, row["memory_current_kb"]) for row in rows(root.parent / "out", "units")]
+    assert found == [(590, "300"), (660, "500")]
+
+
 def test_rollups_are_in_the_file_of_their_day_and_the_last_one_is_written_at_the_end(root: Path, sleeper: int) -> None:
     unit(root, "celery-worker@mail.service", sleeper)
     one = make(root)
@@ -713,6 +726,28 @@ def test_beyond_keep_the_oldest_go_and_rollups_last(tmp_path: Path, keep: int, l
     one.append("samples", NOON, line("a"))
     one.close()
     assert names(tmp_path) == sorted([*left, "samples-20251124T000000Z.csv.bak", "samples-20251124T120000Z.csv"])
+
+
+@pytest.mark.parametrize("keep", [4000, 2000])
+def test_what_was_collected_goes_before_what_was_not_however_old(tmp_path: Path, keep: int) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    collected = ["samples-20251124T090000Z.csv.gz", "cgroup-20251124T100000Z.csv.gz", "rollup-20251123T000000Z.csv.gz"]
+    waiting = ["samples-20251124T080000Z.csv.gz", "samples-20251124T110000Z.csv.gz"]
+    closed(folder, *collected, *waiting)
+    named = [f"samples/{name[:-3]}" for name in collected]
+    (tmp_path / "acknowledged.json").write_text(json.dumps([*named, "trace/samples-20251124T080000Z.csv", 7]))
+    one = store(folder, keep)
+    one.append("samples", NOON, line("a"))
+    one.close()
+    left = {4000: [collected[1], collected[2], *waiting], 2000: waiting}[keep]
+    assert names(folder) == sorted([*left, "samples-20251124T120000Z.csv"])
+
+
+@pytest.mark.parametrize("damaged", ["", "[", "7", "{}"])
+def test_a_damaged_word_of_what_was_collected_costs_nothing(tmp_path: Path, damaged: str) -> None:
+    (tmp_path / "acknowledged.json").write_text(damaged)
+    assert sampler.acknowledged(tmp_path / "samples") == set()
 
 
 def test_what_is_older_than_the_age_goes(tmp_path: Path) -> None:

@@ -18,10 +18,13 @@ cgroup-STAMP.csv    a line is one unit at one time. A limit that is not set is a
 rollup-STAMP.csv    a line is one process and ten minutes, whose start is timestamp: count of samples, floor, median and
                     maximum of rss + swap, and tasks as of its last sample. A restart of the sampler in the ten minutes
                     gives a second line for them.
+units-STAMP.csv     a line is one unit as it was at the last sample of ten minutes, in the columns of cgroup-STAMP.csv,
+                    with n_restarts.
 
-STAMP is the start of the hour (a rollup's: of the day), 20261124T170000Z; where that name is taken, the time of the
-first line. A segment that is over is gzipped. Those older than --keep-days go, and when all of them together exceed
---keep-mb, the oldest, rollups last.
+STAMP is the start of the hour (of a rollup and of units: of the day), 20261124T170000Z; where that name is taken, the
+time of the first line. A segment that is over is gzipped. Those older than --keep-days go, and when all of them
+together exceed --keep-mb, the oldest: first those that acknowledged.json beside the directory names, as they were
+collected, and of both what is small and tells the most, rollups and units, last.
 
 --metrics serves the last sample to Prometheus, by prometheus_client: on ADDRESS:PORT as OpenMetrics, or in a file for
 node_exporter. The names are at the head of class Metrics.
@@ -39,6 +42,7 @@ import fnmatch
 import gzip
 import io
 import itertools
+import json
 import os
 import re
 import resource
@@ -70,6 +74,9 @@ CGROUP_COLUMNS = (
 ROLLUP_COLUMNS = "timestamp,pid,unit,start_time,role,count,floor_kb,median_kb,max_kb,tasks"
 
 HOUR, DAY, ROLLUP_SPAN = 3600, 86400, 600
+# Segments of these tell the most for their size.
+SMALL = ("rollup", "units")
+
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 PAGE_KB = os.sysconf("SC_PAGE_SIZE") // 1024
 COMMAND_LENGTH = 200
@@ -854,7 +861,12 @@ class Store:
         except BlockingIOError:
             os.close(self.lock)
             raise
-        kinds = [("samples", SAMPLE_COLUMNS, HOUR), ("cgroup", CGROUP_COLUMNS, HOUR), ("rollup", ROLLUP_COLUMNS, DAY)]
+        kinds = [
+            ("samples", SAMPLE_COLUMNS, HOUR),
+            ("cgroup", CGROUP_COLUMNS, HOUR),
+            ("rollup", ROLLUP_COLUMNS, DAY),
+            ("units", CGROUP_COLUMNS, DAY),
+        ]
         if plain:
             kinds = [("samples", PLAIN_COLUMNS, HOUR)]
         self.segments = {kind: Segment(folder, kind, columns, span) for kind, columns, span in kinds}
@@ -916,10 +928,16 @@ class Store:
         os.close(self.lock)
 
     def _files(self) -> list[Path]:
-        """Oldest first, but rollups after all others: they tell the most for their size."""
-        names = (f"{kind}-*.{end}" for kind in ("samples", "cgroup", "rollup") for end in ("csv", "csv.gz"))
-        paths = [path for name in names for path in self.folder.glob(name)]
-        return sorted(paths, key=lambda path: (path.name.startswith("rollup"), path.name.split("-", 1)[1], path.name))
+        """As they may go: first what was collected, last what tells the most for its size; of each the oldest first."""
+        kinds = ("samples", "cgroup", *SMALL)
+        paths = [path for kind in kinds for end in ("csv", "csv.gz") for path in self.folder.glob(f"{kind}-*.{end}")]
+        collected = acknowledged(self.folder)
+
+        def rank(path: Path) -> tuple[bool, bool, str, str]:
+            kind, _, rest = path.name.partition("-")
+            return f"{kind}-{rest.split('.')[0]}.csv" not in collected, kind in SMALL, rest, path.name
+
+        return sorted(paths, key=rank)
 
     def _closed(self) -> list[Path]:
         """Those that nothing is written to. What a start finds may still be gone on with until its time is over."""
@@ -937,6 +955,15 @@ class Store:
             os.truncate(path, size - torn)
             text = f"{path.name}: cut off {torn} bytes of a line that was never finished"
             say(text, "torn", 4, path=path, bytes=torn)
+
+
+def acknowledged(folder: Path) -> set[str]:
+    """Names of segments, before gzip, that a controller has in its store; collecting writes them down."""
+    try:
+        names = json.loads((folder.parent / "acknowledged.json").read_text())
+        return {str(name).partition("/")[2] for name in names if str(name).startswith(f"{folder.name}/")}
+    except (OSError, ValueError, TypeError):
+        return set()
 
 
 def compress(path: Path) -> None:
@@ -1136,6 +1163,7 @@ class Sampler:
         self.watcher, self.store, self.detail_every, self.metrics = watcher, store, detail_every, metrics
         self.rollup = watcher.rollup
         self.beats = self.taken = 0
+        self.last = 0.0
 
     def beat(self, now: float) -> int:
         """Sample once; how many processes were there. Raises OSError for all but a full disk."""
@@ -1143,10 +1171,11 @@ class Sampler:
         detail = self.beats % self.detail_every == 0
         self.beats += 1
         if self.rollup.turned(now):
-            self.store.append("rollup", self.rollup.start, self.rollup.lines())
+            self._roll_up()
         self.rollup.begin(now)
         self.watcher.find(again=detail)
         lines = self.watcher.sample(now, detail)
+        self.last = now
         self.store.append("samples", now, lines)
         self.taken += len(lines)
         self.store.append("cgroup", now, self.watcher.unit_lines(now, detail))
@@ -1161,9 +1190,13 @@ class Sampler:
 
     def close(self) -> None:
         try:
-            self.store.append("rollup", self.rollup.start, self.rollup.lines())
+            self._roll_up()
         finally:
             self.store.close()
+
+    def _roll_up(self) -> None:
+        self.store.append("rollup", self.rollup.start, self.rollup.lines())
+        self.store.append("units", self.rollup.start, self.watcher.unit_lines(self.last, detail=True))
 
 
 def run(beat: Callable[[float], object], interval: float, stop: set[signal.Signals]) -> None:
