@@ -136,6 +136,8 @@ SPEC = {
     "cpu_quota": {"type": "int", "default": 50},
 }
 FOLDERS = ("samples", "trace", "guard")
+# Of the scope, bytes: Python, and some parts of files.
+MEMORY_MAX = 256 << 20
 # None that changes by itself: where nothing happened, there is nothing new.
 PROPERTIES = "Id,ActiveState,SubState,Result,NRestarts,MemoryHigh,MemoryMax,MemorySwapMax"
 
@@ -145,7 +147,7 @@ def confine(percent):
     # The kernel takes the priority of its IO from this too.
     os.nice(19)
     manager = "org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager"
-    quota = f"3 PIDs au 1 {os.getpid()} CPUQuotaPerSecUSec t {percent * 10_000} IOWeight t 1"
+    quota = f"4 PIDs au 1 {os.getpid()} CPUQuotaPerSecUSec t {percent * 10_000} IOWeight t 1 MemoryMax t {MEMORY_MAX}"
     scope = f"StartTransientUnit ssa(sv)a(sa(sv)) plimsoll-collect-{os.getpid()}.scope fail {quota} 0"
     command = ["busctl", "--quiet", "call", *f"{manager} {scope}".split()]
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
@@ -188,9 +190,10 @@ def collect(module, root, dest, owner):
     logs, skipped = listing(root, FOLDERS)
     told = facts()
     now = time.time_ns() // 1000 - journal.LAG_US
-    since = max(cursor.journal, now - journal.MOST_BACK_S * 10**6)
+    # Where the clock was set back, what was said since then is behind that too.
+    since = max(cursor.journal if cursor.journal <= now else 0, now - journal.MOST_BACK_S * 10**6)
     workers = [one["Id"] for one in told["units"] if one.get("Id", "").startswith("celery-worker@")]
-    events, left_out = journal.events(workers, since, now)
+    events, left_out, until = journal.events(workers, since, now)
     parts, more = plan(
         [log for log in logs if given["scope"] == "full" or ROUTINE.match(log.name)], cursor, given["max_bytes"]
     )
@@ -209,10 +212,13 @@ def collect(module, root, dest, owner):
         # What it held is in the store.
         dest.unlink(missing_ok=True)
         return {**result, "changed": False}
-    meta = {"schema": SCHEMA, "logs": name, **told, "held": [log.key for log in logs], "journal": now, "more": more}
-    made = pack(parts, meta, journal.lines(events), dest, result["skipped"])
-    os.chown(dest, owner.pw_uid, 0)
-    dest.chmod(0o640)
+    # A file may have been gzipped or rotated just as it was looked for. Where not all could be looked at, nothing is
+    # forgotten of what the controller has.
+    after, missed = listing(root, FOLDERS)
+    kept = cursor.files if skipped or missed else ()
+    held = list(dict.fromkeys([log.key for log in [*logs, *after]] + list(kept)))
+    meta = {"schema": SCHEMA, "logs": name, **told, "held": held, "journal": until, "more": more}
+    made = pack(parts, meta, journal.lines(events), dest, result["skipped"], owner.pw_uid)
     return {
         **result,
         "changed": True,
@@ -252,7 +258,8 @@ def main():
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Of one that was killed.
             for scratch in dest.parent.glob(f".{dest.name}.*"):
-                scratch.unlink()
+                with contextlib.suppress(OSError):
+                    scratch.unlink()
             result = collect(module, root, dest, owner)
         except BlockingIOError:
             module.fail_json(msg=f"{dest.parent}: another collection is packing this host's logs; try again later")

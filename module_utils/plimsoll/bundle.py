@@ -43,6 +43,8 @@ MAX_MEMBERS = 20_000
 # Of one folder: the trace folder is the worker's user's, who could make a million.
 MAX_FILES = 5_000
 MAX_UNPACKED_BYTES = 4 << 30
+# The bootstrap rotates its files far below.
+MOST_TRACE_BYTES = 64 << 20
 READ_AT_ONCE = 1 << 20
 # Of a file that is no gzip, so much is one member, in memory whole: who may write to it cannot change it underneath.
 PART_BYTES = 8 << 20
@@ -118,18 +120,24 @@ def advance(cursor: Cursor, meta: Any, unpacked: Path) -> Cursor:
     if len(held) > MAX_MEMBERS or not all(isinstance(key, str) and KEY.fullmatch(key) for key in held):
         raise BundleError("its meta.json names files that no host has")
     files = dict(cursor.files) if logs == cursor.logs else {}
-    known = set(held)
+    known, begun = set(held), set[str]()
     for name, part in parts.items():
         sound = (
-            isinstance(part, dict) and part.get("file") in known and _count(part.get("from")) and _count(part.get("to"))
+            isinstance(part, dict)
+            and isinstance(part.get("file"), str)
+            and part["file"] in known
+            and _count(part.get("from"))
+            and _count(part.get("to"))
         )
         if not sound or part["from"] > part["to"] or not MEMBER.fullmatch(name) or not (unpacked / name).is_file():
             raise BundleError(f"its meta.json is wrong about {_shown(name)}")
         there = files.get(part["file"], 0)
-        # A file that was cut, or begun anew under its name, comes again from its start.
-        if part["from"] not in (there, 0) or (part["from"] == 0 and part["to"] >= there > 0):
+        # A file that was cut, or begun anew under its name, comes again from its start: once in a bundle.
+        anew = part.get("anew") is True and part["from"] == 0 and part["file"] not in begun
+        if part["from"] != there and not anew:
             raise BundleError(f"{_shown(name)} begins at {part['from']}, and the store ends at {there}; collect again")
         files[part["file"]] = part["to"]
+        begun.add(part["file"])
     found = {
         f"{folder.name}/{file.name}" for folder in unpacked.iterdir() if folder.is_dir() for file in folder.iterdir()
     }
@@ -153,11 +161,12 @@ class Log(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What of a file is to be packed: so many bytes of it from there, before gzip."""
+    """What of a file is to be packed: so many bytes of it from there, before gzip. The store ends at behind."""
 
     log: Log
     start: int
     length: int
+    behind: int = 0
 
     @property
     def whole(self) -> bool:
@@ -202,13 +211,19 @@ def listing(root: Path, folders: Sequence[str]) -> tuple[list[Log], list[str]]:
                 continue
             if log:
                 found.append(log)
-    return sorted(found, key=lambda log: (not ROUTINE.match(log.name), _stamp(log.name), log.name)), skipped
+    # Of files that are one and the same, as a copy is, the longest: they could not be told apart.
+    same: dict[str, Log] = {}
+    for log in sorted(found, key=lambda log: (-log.length, log.name)):
+        if log.key in same:
+            skipped.append(f"{log.name}: begins as {same[log.key].name} does")
+        same.setdefault(log.key, log)
+    return sorted(same.values(), key=_order), skipped
 
 
-def _stamp(name: str) -> str:
-    """Of a segment; without one it goes with the newest."""
-    found = _STAMP.search(name)
-    return found[1] if found else "9"
+def _order(log: Log) -> tuple[bool, bool, str, str]:
+    """What tells most first, and of the others the oldest segments; last what the worker's user writes, however old."""
+    stamp = _STAMP.search(log.name)
+    return not ROUTINE.match(log.name), log.name.startswith("trace/"), stamp[1] if stamp else "9", log.name
 
 
 def _log(name: str, path: Path) -> Log | None:
@@ -219,11 +234,13 @@ def _log(name: str, path: Path) -> Log | None:
             # RFC 1952: gzip ends with the length of what it holds, modulo 2^32.
             stream.seek(-4, os.SEEK_END) if size >= 4 else None
             return Log(name[:-3], path, name[:-3], size, int.from_bytes(stream.read(4), "little"), True)
+        if name.startswith("trace/") and size > MOST_TRACE_BYTES:
+            raise OSError(errno.EFBIG, f"more than {MOST_TRACE_BYTES} bytes, which the bootstrap does not write")
         first = stream.readline(PART_BYTES)
-        if not first.endswith(b"\n"):
-            return None
         stream.seek(max(0, size - PART_BYTES))
         rest = stream.read(PART_BYTES)
+        if not first.endswith(b"\n") or b"\n" not in rest:
+            return None
         length = stream.tell() - len(rest) + rest.rfind(b"\n") + 1
     return Log(name, path, _key(name, first), size, length, False)
 
@@ -250,8 +267,9 @@ def plan(logs: Iterable[Log], cursor: Cursor, max_bytes: int) -> tuple[list[Part
     parts: list[Part] = []
     left = max_bytes
     for log in logs:
-        start = cursor.files.get(log.key, 0)
-        part = Part(log, start, log.length - start) if start <= log.length else Part(log, 0, log.length)
+        behind = cursor.files.get(log.key, 0)
+        start = behind if behind <= log.length else 0
+        part = Part(log, start, log.length - start, behind)
         if part.length and part.size > left:
             if log.zipped and not parts:
                 raise BundleError(f"{log.path} alone is over max_bytes ({max_bytes}); raise it")
@@ -310,7 +328,12 @@ class _Gzip:
 
 
 def pack(
-    parts: Sequence[Part], meta: Mapping[str, Any], events: bytes, target: Path, left_out: Sequence[str] = ()
+    parts: Sequence[Part],
+    meta: Mapping[str, Any],
+    events: bytes,
+    target: Path,
+    left_out: Sequence[str] = (),
+    owner: int = -1,
 ) -> Packed:
     """Write the bundle at target by one rename. The same contents give the same bytes, whenever and wherever.
 
@@ -324,22 +347,21 @@ def pack(
     skipped = list(left_out)
     packed: dict[str, Any] = {}
     with (
-        whole(target, 0o600) as raw,
+        whole(target, 0o640, owner) as raw,
         contextlib.closing(_Gzip(raw)) as zipped,
         # Of its file, tarfile asks to write and to tell.
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.GNU_FORMAT) as archive,  # type: ignore[call-overload]
     ):
         for part in parts:
-            end = part.start
             try:
-                for content, size, length in _pieces(part):
+                for content, size, start, end in _pieces(part):
                     name = _member(part, packed)
                     with content:
                         # Once is enough.
                         zipped.at(0 if part.whole else 1)
                         _add(archive, name, content, size)
-                    packed[name] = {"file": part.log.key, "from": end, "to": end + length}
-                    end += length
+                    anew = {"anew": True} if start == 0 < part.behind else {}
+                    packed[name] = {"file": part.log.key, "from": start, "to": end, **anew}
             except OSError as error:
                 # Retention removed it in between, or it became a link.
                 skipped.append(f"{part.log.name}: {error.strerror}")
@@ -361,44 +383,46 @@ def _member(part: Part, taken: Container[str]) -> str:
     return next(one for one in chain([name], (f"{stem[:70]}+{at}.{suffix}" for at in count(1))) if one not in taken)
 
 
-def _pieces(part: Part) -> Iterator[tuple[BinaryIO, int, int]]:
-    """What goes into the bundle, its size, and how much of the file it is; bytes. Each is readable by itself.
+def _pieces(part: Part) -> Iterator[tuple[BinaryIO, int, int, int]]:
+    """What goes into the bundle, its size, and from where to where in the file it is, bytes; each readable by itself.
 
     Nothing of it can change while it is packed, but in a segment that is whole. Raises OSError.
     """
     stream = _opened(part.log.path)
     if part.whole:
-        yield stream, os.fstat(stream.fileno()).st_size, part.length
+        if os.fstat(stream.fileno()).st_size != part.log.size:
+            stream.close()
+            raise OSError(errno.ESTALE, "it changed while it was read")
+        yield stream, part.log.size, 0, part.length
         return
-    with stream:
-        source: BinaryIO = stream
-        if part.log.zipped:
-            try:
-                text = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(stream.read(), part.start + part.length)
-            except zlib.error:
-                raise OSError(errno.EIO, "truncated or damaged") from None
-            source = io.BytesIO(text)
-        first = source.readline(PART_BYTES)
-        if _key(part.log.name, first) != part.log.key:
-            raise OSError(errno.ESTALE, "it is another file by now")
-        # The tail of a segment has its header in front again.
-        header = first if part.log.name.endswith(".csv") else b""
-        source.seek(part.start)
-        left = part.length
-        while left:
-            content = source.read(min(left, PART_BYTES))
-            content = content[: content.rfind(b"\n") + 1]
-            if not content and left < min(part.length, PART_BYTES):
-                # No room for another line.
-                return
-            if not content:
-                raise OSError(
-                    errno.EIO, f"no whole line in {min(left, PART_BYTES)} bytes, which is all that may be packed"
-                )
-            begin, left = part.start + part.length - left, left - len(content)
-            source.seek(begin + len(content))
-            packed = header + content if begin else content
-            yield io.BytesIO(packed), len(packed), len(content)
+    with stream, gzip.open(stream) if part.log.zipped else contextlib.nullcontext(stream) as source:
+        try:
+            first = source.readline(PART_BYTES)
+            if _key(part.log.name, first) != part.log.key:
+                raise OSError(errno.ESTALE, "it is another file by now")
+            # The tail of a segment has its header in front again.
+            header = first if part.log.name.endswith(".csv") else b""
+            at, end = part.start, part.start + part.length
+            source.seek(max(0, at - 1))
+            if at and source.read(1) != b"\n":
+                # It was cut and has grown again, or begun anew: what is there is not what was there.
+                at = 0
+                source.seek(0)
+            while at < end:
+                content = source.read(min(end - at, PART_BYTES))
+                content = content[: content.rfind(b"\n") + 1]
+                if not content and at > part.start and end - at < PART_BYTES:
+                    # No room for another line.
+                    return
+                if not content:
+                    much = min(end - at, PART_BYTES)
+                    raise OSError(errno.EIO, f"no whole line in {much} bytes, which is all that may be packed")
+                packed = header + content if at else content
+                yield io.BytesIO(packed), len(packed), at, at + len(content)
+                at += len(content)
+                source.seek(at)
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            raise OSError(errno.EIO, "truncated or damaged") from None
 
 
 def _add(archive: tarfile.TarFile, name: str, content: BinaryIO, size: int) -> None:

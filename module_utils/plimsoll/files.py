@@ -11,8 +11,11 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def whole(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """A file to write to, which takes path's place by one rename when the block ends well. Raises OSError."""
+def whole(path: Path, mode: int = 0o644, owner: int = -1) -> Iterator[BinaryIO]:
+    """A file to write to, which takes path's place by one rename when the block ends well. Raises OSError.
+
+    owner is the number of a user whose it becomes, before it has its name: others may write to the directory.
+    """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     scratch = Path(name)
     try:
@@ -20,6 +23,8 @@ def whole(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
             yield out
             out.flush()
             os.fchmod(out.fileno(), mode)
+            if owner >= 0:
+                os.fchown(out.fileno(), owner, 0)
             os.fsync(out.fileno())
         scratch.replace(path)
     except BaseException:

@@ -35,6 +35,10 @@ FIELDS = "MESSAGE,PRIORITY,_PID,UNIT,_SYSTEMD_UNIT,_TRANSPORT"
 SECONDS = 60
 
 
+class JournalError(Exception):
+    """journalctl could not tell; the message says why."""
+
+
 class Event(TypedDict):
     """time in Unix seconds; source is systemd, kernel or worker; priority as in syslog(3)."""
 
@@ -47,52 +51,64 @@ class Event(TypedDict):
 
 
 def event(entry: Mapping[str, Any]) -> Event | None:
-    """What an entry of `journalctl --output=json` says of a worker; None for one that is about something else."""
-    message = entry.get("MESSAGE")
-    if isinstance(message, list):
+    """What an entry of `journalctl --output=json` says of a worker; None for one that is about something else.
+
+    A worker may write to the journal what it likes, any field of it more than once.
+    """
+    message, priority, pid = entry.get("MESSAGE"), entry.get("PRIORITY"), entry.get("_PID")
+    if isinstance(message, list) and all(isinstance(one, int) and 0 <= one < 256 for one in message):
         # Bytes that are no text are a list of numbers.
         message = bytes(message).decode(errors="replace")
     if not isinstance(message, str):
         return None
     kernel = entry.get("_TRANSPORT") == "kernel"
+    # Anyone may say UNIT=; that it is systemd who does, says the kernel.
+    systemd = pid == "1"
     named = CGROUP.search(message)
     if kernel and not KERNEL.search(message):
         return None
-    unit = (named[1] if named else "") if kernel else str(entry.get("UNIT") or entry.get("_SYSTEMD_UNIT") or "")
+    unit = (named[1] if named else "") if kernel else str(entry.get("UNIT" if systemd else "_SYSTEMD_UNIT") or "")
     return {
         "time": _when(entry) / 1e6,
         "unit": unit,
-        "source": "kernel" if kernel else "systemd" if entry.get("UNIT") else "worker",
-        "priority": int(entry.get("PRIORITY", 6)),
-        "pid": int(entry["_PID"]) if "_PID" in entry else None,
+        "source": "kernel" if kernel else "systemd" if systemd else "worker",
+        "priority": int(priority) if priority in tuple("01234567") else 6,
+        "pid": int(pid) if isinstance(pid, str) and pid.isdigit() else None,
         "message": PASSWORD.sub("***@", message)[:MESSAGE_LENGTH],
     }
 
 
-def events(units: Sequence[str], since_us: int, until_us: int) -> tuple[list[Event], list[str]]:
-    """What happened to these units from since up to, and without, until, by time; and what was left out.
+def events(units: Sequence[str], since_us: int, until_us: int) -> tuple[list[Event], list[str], int]:
+    """What happened to these units from since up to, and without, until, by time; what was left out; up to when.
 
-    Times in microseconds. Without journalctl there is nothing.
+    Times in microseconds. Without journalctl there is nothing. What it could not tell is to be asked again.
     """
+    try:
+        return _events(units, since_us, until_us)
+    except JournalError as error:
+        return [], [f"journal: {error}"], since_us
+
+
+def _events(units: Sequence[str], since_us: int, until_us: int) -> tuple[list[Event], list[str], int]:
     units = sorted(units)
     names = [f"{field}={unit}" for field in ("_SYSTEMD_UNIT", "UNIT") for unit in units]
     # Of one field any, of several all; "+" is "or".
-    about = (
-        [*names[: len(units)], "+", *names[len(units) :], "+", "_TRANSPORT=kernel"] if units else ["_TRANSPORT=kernel"]
-    )
-    # One more, to know that there are more. --lines takes the newest, and turns their order round.
+    about = [*names[: len(units)], "+", "_PID=1", *names[len(units) :], "+"] if units else []
+    about.append("_TRANSPORT=kernel")
+    # One more, to know that there are more. Without --reverse, systemd up to 252 takes the oldest.
     matching = _journal(f"--grep={TELLING}", f"--lines={MOST_EVENTS + 1}", *_span(since_us, until_us), *about)
     entries = sorted(matching, key=_when)
     left_out = [f"journal: more than {MOST_EVENTS} events, of which the newest are here"] * (len(entries) > MOST_EVENTS)
     found = {entry["__CURSOR"]: entry for entry in entries[-MOST_EVENTS:]}
-    ends = [entry for entry in found.values() if entry.get("UNIT") in units and ENDED.search(str(entry["MESSAGE"]))]
+    by_systemd = [entry for entry in found.values() if entry.get("_PID") == "1" and entry.get("UNIT") in units]
+    ends = [entry for entry in by_systemd if ENDED.search(str(entry["MESSAGE"]))]
     for end in ends[-MOST_CONTEXTS:]:
         span = _span(since_us, _when(end))
         for entry in _journal(f"--lines={CONTEXT_LINES}", *span, f"_SYSTEMD_UNIT={end['UNIT']}"):
             found.setdefault(entry["__CURSOR"], entry)
     within = (one for one in found.values() if since_us <= _when(one) < until_us)
     told = filter(None, map(event, within))
-    return sorted(told, key=lambda one: one["time"]), left_out
+    return sorted(told, key=lambda one: one["time"]), left_out, until_us
 
 
 def _when(entry: Mapping[str, Any]) -> int:
@@ -108,12 +124,17 @@ def _span(since_us: int, until_us: int) -> list[str]:
 
 
 def _journal(*words: str) -> Iterator[dict[str, Any]]:
-    """The entries that journalctl finds, in their order; of one that cannot be read nothing is said."""
-    command = ["journalctl", "--quiet", "--no-pager", "--output=json", f"--output-fields={FIELDS}", *words]
+    """The entries that journalctl finds, the newest first; one that cannot be read is left out. Raises JournalError."""
+    how = ["--quiet", "--no-pager", "--reverse", "--all", "--output=json", f"--output-fields={FIELDS}"]
     try:
-        ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=SECONDS)
+        ran = subprocess.run(["journalctl", *how, *words], capture_output=True, timeout=SECONDS)
     except FileNotFoundError:
         return
+    except subprocess.TimeoutExpired:
+        raise JournalError(f"journalctl took more than {SECONDS} s") from None
+    # Where nothing matches, its status is 1 too.
+    if ran.returncode and ran.stderr.strip():
+        raise JournalError(ran.stderr.decode(errors="replace").strip().splitlines()[-1][:200])
     for line in ran.stdout.splitlines():
         try:
             entry = json.loads(line)

@@ -65,6 +65,10 @@ MOST_UNITS, MOST_META_BYTES = 1000, 16 << 20
 BESIDE_BYTES = 64 << 20
 # Lines, of what gzip holds, to bytes of a bundle: samples have less than half of it, and a bomb a thousand.
 MOST_GZIP = 50
+# A small bundle may be packed better than that.
+SMALL_BYTES = 1 << 20
+# Of one bundle: each is synced, and other hosts wait.
+MOST_PARTS = 5_000
 # Rows of one table wait in memory for so many bytes until they become part files.
 PART_BYTES = 16 << 20
 # On disk, where a row takes a hundredth of what it does in memory. Part files that are larger than this together are
@@ -334,7 +338,7 @@ class _Parts:
         self._first, self._last = today - OLDEST_DAYS, today + NEWEST_DAYS
         self._waiting: dict[str, list[pl.DataFrame]] = defaultdict(list)
         self._written: dict[str, int] = defaultdict(int)
-        self._misdated = 0
+        self._misdated = self._files = 0
 
     def add(self, kind: type[NamedTuple], rows: pl.DataFrame) -> None:
         when = pl.col(kind._fields[0])
@@ -356,6 +360,9 @@ class _Parts:
         rows = pl.concat(self._waiting.pop(table)).sort(_by(kind))
         days = (rows[kind._fields[0]] // DAY).cast(pl.Int64)
         for number in days.unique().sort():
+            self._files += 1
+            if self._files > MOST_PARTS:
+                raise BundleError(f"its rows are of so many days, out of order, that they make {MOST_PARTS} files")
             _write(self._staging / f"{table}.{day_of(number)}.{name}.parquet", rows.filter(days == number))
         self._written[table] += 1
 
@@ -430,14 +437,15 @@ def _take_in(
         cursor = advance(held.cursor, meta, unpacked)
         staging.mkdir(parents=True)
         parts = _Parts(staging, held.seq + 1, int(now // DAY))
-        for kind, rows in tables(files_of(unpacked), _IN_FILES, said, MOST_GZIP * max_bytes):
+        most = MOST_GZIP * min(max_bytes, _length(unpacked) + SMALL_BYTES)
+        for kind, rows in tables(files_of(unpacked), _IN_FILES, said, most):
             parts.add(kind, rows if kind in (Record, Event) else readable(rows))
         units, left_out = units_of(meta, now)
         new = [one for one in units if one.unit not in held.units or held.units[one.unit][1:] != one[1:]]
         parts.add(Unit, pl.DataFrame(new, schema(Unit), orient="row"))
         left_out += parts.settle()
         _commit(cursor_file(store, host), Held(held.seq + 1, cursor, {one.unit: one for one in units}))
-    except (BundleError, InputError, OSError):
+    except Exception:
         # Its room is wanted, as by the next host.
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -484,10 +492,17 @@ def _taken(
         reason = f"bundle refused: {error}"
     except OSError as error:
         reason = f"bundle not taken in: {_trouble(error)}; the next run brings it again"
+    except Exception as error:  # noqa: BLE001 - what a host sends must not keep the others out, whatever we have missed
+        reason = f"bundle refused: {type(error).__name__}: {error}"
     said = [reason] * bool(reason) + problems[:NAMED]
     said += [f"and {len(problems) - NAMED} more"] * (len(problems) > NAMED)
     last = round(now, 3) if not reason else before["last"] if before else None
     return {"host": host, "collected": not reason, "reason": _line("; ".join(said)), "last": last}, folders
+
+
+def _length(folder: Path) -> int:
+    """Bytes of all files below."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _trouble(error: OSError) -> str:

@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -216,7 +217,9 @@ def test_a_bundle_that_was_lost_is_made_again_whole(controller: Controller) -> N
     assert controller.pack().files == 0
 
 
-@pytest.mark.parametrize("change", ["replayed", "gap", "longer file", "no member", "unknown member", "other schema"])
+@pytest.mark.parametrize(
+    "change", ["replayed", "gap", "longer file", "no member", "unknown member", "no name", "other schema"]
+)
 def test_a_bundle_that_does_not_go_on_where_the_store_ends_is_refused(
     controller: Controller, tmp_path: Path, change: str
 ) -> None:
@@ -228,6 +231,9 @@ def test_a_bundle_that_does_not_go_on_where_the_store_ends_is_refused(
     assert advance(Cursor("id"), meta, tmp_path / "host").files[name] == 29
     # Under another name of their directory, all files are others.
     assert advance(Cursor("former", {name: 7}), meta, tmp_path / "host").files[name] == 29
+    # Such a part says so.
+    again = {**meta, "parts": {**meta["parts"], name: {**meta["parts"][name], "anew": True}}}
+    assert advance(ahead, again, tmp_path / "host").files[name] == 29
     if change == "gap":
         meta["parts"][name]["from"] = 5
     elif change == "longer file":
@@ -236,6 +242,8 @@ def test_a_bundle_that_does_not_go_on_where_the_store_ends_is_refused(
         (tmp_path / "host" / name).unlink()
     elif change == "unknown member":
         (tmp_path / "host/samples/x.csv").touch()
+    elif change == "no name":
+        meta["parts"][name]["file"] = {}
     elif change == "other schema":
         meta["schema"] = 1
     with pytest.raises(BundleError):
@@ -250,6 +258,58 @@ def test_a_file_that_was_begun_anew_and_is_shorter_comes_whole(logs: Path, contr
         out.write(b"8,8,8\n")
     assert controller.collect() == 1
     assert controller.lines["samples/samples-20251124T120000Z.csv"] == ["4,5,6", "8,8,8"]
+
+
+def test_a_file_that_was_cut_and_has_grown_again_comes_whole(logs: Path, controller: Controller) -> None:
+    """As after a power cut: what is there is not what was there."""
+    controller.collect()
+    (logs / "samples/samples-20251124T120000Z.csv").write_bytes(HEADER + b"1,1,1111111\n2,2,2\n")
+    assert controller.collect() == 1
+    assert controller.lines["samples/samples-20251124T120000Z.csv"] == ["4,5,6", "1,1,1111111", "2,2,2"]
+    assert controller.collect() == 0
+
+
+def test_of_two_files_that_begin_alike_the_longer_comes(logs: Path, controller: Controller) -> None:
+    copy = logs / "trace/a-copy.jsonl"
+    copy.write_bytes((logs / TRACE).read_bytes() + b'd": "growth"}\n')
+    found, skipped = listing(logs, ("trace",))
+    assert [log.name for log in found] == ["trace/a-copy.jsonl"]
+    assert skipped == [f"{TRACE}: begins as trace/a-copy.jsonl does"]
+    controller.collect()
+    assert controller.collect() == 0
+
+
+def test_a_workers_user_cannot_crowd_the_samples_out(logs: Path, controller: Controller, monkeypatch: Any) -> None:
+    monkeypatch.setattr(bundle, "MOST_TRACE_BYTES", 1000)
+    with (logs / "trace/a-00000000T000000Z.jsonl").open("wb") as out:
+        out.write(b"{}\n")
+        out.truncate(1001)
+    (logs / "trace/b-00000000T000000Z.jsonl").write_bytes(b'{"b": 1}\n' * 100)
+    found, skipped = listing(logs, FOLDERS)
+    assert skipped == ["trace/a-00000000T000000Z.jsonl: more than 1000 bytes, which the bootstrap does not write"]
+    assert [log.name.split("/")[0] for log in found] == ["samples", "guard", "samples", "samples", "trace", "trace"]
+
+
+def test_a_segment_that_unpacks_to_far_more_than_it_says_takes_little_memory(
+    logs: Path, controller: Controller
+) -> None:
+    """Its last four bytes say how much it holds, and may say anything."""
+    controller.collect()
+    segment = logs / "samples/samples-20251124T120000Z.csv"
+    packed = gzip.compress(HEADER + b"4,5,6\n" + b"7,8,9\n" * 30_000_000)
+    segment.with_name(f"{segment.name}.gz").write_bytes(packed[:-4] + (len(HEADER) + 12).to_bytes(4, "little"))
+    segment.unlink()
+    code = (
+        "import re, sys; sys.path.insert(0, 'module_utils')\n"
+        "from pathlib import Path\nfrom plimsoll import bundle\n"
+        f"logs = bundle.listing(Path({str(logs)!r}), ('samples',))[0]\n"
+        f"parts, _ = bundle.plan(logs, bundle.Cursor.of({controller.cursor.plain()!r}), 1 << 20)\n"
+        f"made = bundle.pack(parts, {{}}, b'', Path({str(logs / 'b.tar.gz')!r}))\n"
+        "print(made.files, re.search('VmHWM:\\\\s+([0-9]+)', open('/proc/self/status').read())[1])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    files, peak = ran.stdout.split()
+    assert files == "1" and int(peak) < 60 << 10, ran
 
 
 def test_what_is_in_the_store_whole_is_acknowledged(logs: Path, controller: Controller) -> None:
@@ -357,7 +417,7 @@ def test_a_full_disk_is_refused_before_anything_is_written(
 @pytest.fixture
 def module(logs: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> Callable[..., dict[str, Any]]:
     monkeypatch.setattr(log_bundle, "facts", lambda: {"kernel": "6.1", "python": "3.11.2", "units": []})
-    monkeypatch.setattr(log_bundle.journal, "events", lambda units, since, until: ([], []))
+    monkeypatch.setattr(log_bundle.journal, "events", lambda units, since, until: ([], [], until))
     monkeypatch.setattr(log_bundle, "confine", lambda percent: None)
     monkeypatch.setattr(log_bundle.os, "chown", lambda *args: None)
 
@@ -375,6 +435,7 @@ def test_the_module_packs_what_is_behind_the_cursor_into_a_file_for_its_user(
 ) -> None:
     given: list[tuple[Path, int, int]] = []
     monkeypatch.setattr(log_bundle.os, "chown", lambda *args: given.append(args))
+    monkeypatch.setattr("os.fchown", lambda descriptor, user, group: given.append((dest, user, group)))
     dest = tmp_path / "outbox/bundle.tar.gz"
     checked = module(_ansible_check_mode=True)
     assert (checked["changed"], checked["files"], dest.parent.exists()) == (True, 5, False)
@@ -412,7 +473,9 @@ def test_the_journal_is_read_from_where_it_was_read_to(module: Any, tmp_path: Pa
     asked: list[tuple[int, int]] = []
     event = {"time": 1.0, "unit": "", "source": "kernel", "priority": 3, "pid": None, "message": "Out of memory"}
     monkeypatch.setattr(
-        log_bundle.journal, "events", lambda units, since, until: (asked.append((since, until)), ([event], []))[1]
+        log_bundle.journal,
+        "events",
+        lambda units, since, until: (asked.append((since, until)), ([event], [], until))[1],
     )
     module()
     unpack(tmp_path / "outbox/bundle.tar.gz", tmp_path / "host")

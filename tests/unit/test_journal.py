@@ -74,7 +74,8 @@ def test_an_end_comes_with_what_the_worker_said_just_before(asked: Any) -> None:
         [worker(19, "Task scan_ticket received"), killed],
         [worker(19, "Task scan_ticket received"), worker(20.5, "half a line")],
     )
-    found, left_out = events([SALES, GATE], 4_000_000, 30_000_000)
+    found, left_out, until = events([SALES, GATE], 4_000_000, 30_000_000)
+    assert until == 30_000_000
     assert [(one["time"], one["source"], one["unit"], one["message"][:12]) for one in found] == [
         (19.0, "worker", GATE, "Task scan_ti"),
         (19.5, "kernel", GATE, "oom-kill:con"),
@@ -84,9 +85,11 @@ def test_an_end_comes_with_what_the_worker_said_just_before(asked: Any) -> None:
     ]
     assert left_out == []
     first, second, _ = calls()
-    assert first[-7:] == [
+    assert "--reverse" in first
+    assert first[-8:] == [
         *(f"_SYSTEMD_UNIT={unit}" for unit in (GATE, SALES)),
         "+",
+        "_PID=1",
         *(f"UNIT={unit}" for unit in (GATE, SALES)),
         "+",
         "_TRANSPORT=kernel",
@@ -103,14 +106,40 @@ def test_what_is_outside_of_the_span_is_another_collections(asked: Any) -> None:
 def test_of_very_many_the_newest_are_taken_and_that_is_said(asked: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(journal, "MOST_EVENTS", 3)
     asked([worker(at, "[t: ERROR/MainProcess]") for at in (9, 8, 7, 6)])
-    found, left_out = events([GATE], 0, 10_000_000)
+    found, left_out, _ = events([GATE], 0, 10_000_000)
     assert [one["time"] for one in found] == [7.0, 8.0, 9.0]
     assert left_out == ["journal: more than 3 events, of which the newest are here"]
 
 
 def test_without_a_journal_nothing_is_said(monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert events([GATE], 0, 1) == ([], [])
+    assert events([GATE], 0, 1) == ([], [], 1)
+
+
+def test_a_journal_that_cannot_be_read_is_said_and_asked_again(asked: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    asked([])
+    with (tmp_path / "journalctl").open("a") as program:
+        program.write("print('Compiled without pattern matching support', file=sys.stderr)\nsys.exit(1)\n")
+    assert events([GATE], 5, 9) == ([], ["journal: Compiled without pattern matching support"], 5)
+    (tmp_path / "journalctl").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(journal, "SECONDS", 0.2)
+    assert events([GATE], 5, 9) == ([], ["journal: journalctl took more than 0.2 s"], 5)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"PRIORITY": "abc"},
+        {"PRIORITY": ["3", "4"]},
+        {"MESSAGE": ["one", "two"]},
+        {"MESSAGE": [1, 999]},
+        {"_PID": ["1", "2"]},
+        {"UNIT": "celery-worker@sales.service"},
+    ],
+)
+def test_a_worker_that_writes_to_the_journal_itself_can_neither_stop_it_nor_speak_for_systemd(odd: Any) -> None:
+    told = event({**worker(1, "x"), **odd})
+    assert told is None or (told["source"], told["unit"]) == ("worker", GATE)
 
 
 def test_passwords_in_urls_do_not_leave_the_host() -> None:

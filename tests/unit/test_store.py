@@ -479,6 +479,34 @@ def test_a_member_of_garbage_costs_no_more_than_itself(fleet: Fleet, garbage: by
     assert (fleet.seconds(), fleet.rows("events"), fleet.rows("traces")) == ([60], [], [])
 
 
+def test_whatever_one_bundle_makes_go_wrong_the_others_come_in(fleet: Fleet, monkeypatch: Any) -> None:
+    """What a host sends is its own word, and something of it may be thought of by nobody."""
+    for host in ("w-1", "w-2"):
+        fleet.log(host, "samples/samples-1.csv", sample(60))
+    asked = [fleet.send("w-1"), fleet.send("w-2")]
+    sound = store.advance
+
+    def advance(cursor: Cursor, meta: Any, unpacked: Path) -> Cursor:
+        if "w-1" in unpacked.name:
+            raise TypeError("unhashable type: 'dict'")
+        return sound(cursor, meta, unpacked)
+
+    monkeypatch.setattr(store, "advance", advance)
+    first, second = fleet.take(*asked)
+    assert (first["collected"], first["reason"]) == (False, "bundle refused: TypeError: unhashable type: 'dict'")
+    assert second["collected"] and len(fleet.rows("samples")) == 1
+    monkeypatch.undo()
+    assert all(one["collected"] for one in fleet.take(fleet.send("w-1")))
+    assert len(fleet.rows("samples")) == 2
+
+
+def test_rows_of_so_many_days_that_they_would_be_thousands_of_files_are_refused(fleet: Fleet, monkeypatch: Any) -> None:
+    monkeypatch.setattr(store, "MOST_PARTS", 3)
+    fleet.log("w-1", "samples/samples-1.csv", *(sample(-number * DAY) for number in range(4)))
+    (told,) = fleet.take(fleet.send("w-1"))
+    assert not told["collected"] and "they make 3 files" in told["reason"]
+
+
 def test_a_bomb_of_gzip_is_refused(fleet: Fleet) -> None:
     path = fleet.root / "hosts/w-1/samples/samples-1.csv.gz"
     path.parent.mkdir(parents=True)
