@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from math import exp, hypot, log
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import growth
 from .growth import DAY_HOURS, FEWEST_FLOORS, Judged, Series, Trend
@@ -49,8 +51,11 @@ FEWEST_LIVES, MOST_LIVES = 3, 240
 MOST_ENDED = 2000
 # Parts of a life.
 FEWEST_PARTS, MOST_PARTS = 8, 48
-# Samples of a life, so that each part of it is met now and then; and those of one that is judged by itself.
-FEWEST_OF_LIFE, LONG_LIFE = 4, 48
+# Samples of a life, or its rollups, so that each part of it is met now and then; and samples of one that is judged by
+# itself.
+FEWEST_OF_LIFE, FEWEST_ROLLUPS, LONG_LIFE = 4, 3, 48
+# So many lives have SAMPLES_A_FLOOR for each part of their profile. Of rollups, of which a life has few, more lives.
+PROFILED, PROFILED_ROLLUPS = 12, 24
 # What ended together began together too, give or take this part of its life.
 LATE_BORN = 0.2
 # Part of a life that may have gone by before it was seen.
@@ -179,9 +184,10 @@ def judge_generation(one: Generation) -> Life:
     start = float(one.times[0]) if one.start_time is None else min(one.start_time, float(one.times[0]))
     warm = one.times >= start + WARM_SHARE * (one.times[-1] - start)
     times, sizes = one.times[warm], one.sizes[warm]
-    seen = float(one.times[-1] - one.times[0]) / 3600
+    seen = one.lived / 3600
     hours = (times - times[0]) / 3600
-    at = growth.floors(hours, sizes) if len(times) >= FEWEST_FLOORS and hours[-1] > 0 else np.empty(0, int)
+    each = float(np.mean(one.counts))
+    at = growth.floors(hours, sizes, each) if len(times) >= FEWEST_FLOORS and hours[-1] > 0 else np.empty(0, int)
     if len(at) < FEWEST_FLOORS:
         return Life(one, Pattern.INSUFFICIENT_DATA, seen)
     tasks = known(one.tasks[warm])
@@ -190,7 +196,7 @@ def judge_generation(one: Generation) -> Life:
     clock = times / 3600
     load = np.gradient(tasks[at], hours[at]) if counted else None
     chosen = growth.judge(Series(hours[at], sizes[at], clock[at], load), worth(float(sizes[at[0]])))
-    quiet = _quiet(clock, hours, sizes, clock[at], chosen)
+    quiet = _quiet(clock, hours, sizes, each, clock[at], chosen)
     if quiet is not None and _grows(quiet) and not _grows(chosen):
         chosen = quiet
     pace, per_task, follows = 1.0, None, None
@@ -199,11 +205,11 @@ def judge_generation(one: Generation) -> Life:
         busy = slice(*_busy(tasks))
         # Where tasks go with the clock, both axes are one.
         same = float(np.corrcoef(hours[at], tasks[at])[0, 1]) >= ONE_AXIS
-        by_task = None if same else _by_task(hours[busy], tasks[busy], sizes[busy], clock[busy])
+        by_task = None if same else _by_task(hours[busy], tasks[busy], sizes[busy], each, clock[busy])
         if by_task is not None and by_task.odds > chosen.odds:
             # By the hour of all that was seen, as the warm-up may have fallen on a quiet time.
             every = known(one.tasks)
-            chosen, pace = by_task, float(every[-1] - every[0]) / seen
+            chosen, pace = by_task, float(every[-1] - every[0]) / float(one.times[-1] - one.times[0]) * 3600
             per_task = chosen.trend.slope
         else:
             per_task = chosen.trend.slope * _hours_a_task(hours, tasks, chosen.unbounded.since)
@@ -220,7 +226,7 @@ def _hours_a_task(hours: Floats, tasks: Floats, since: float) -> float:
     return float((hours[-1] - hours[begin]) / (tasks[-1] - tasks[begin]))
 
 
-def _quiet(clock: Floats, hours: Floats, sizes: Floats, at: Floats, seen: Judged) -> Judged | None:
+def _quiet(clock: Floats, hours: Floats, sizes: Floats, each: float, at: Floats, seen: Judged) -> Judged | None:
     """Judged by the quiet hours of the day alone, where the load makes a wave that is high and never quite the same.
 
     clock and at in hours, of the samples and of the floors that were judged.
@@ -236,7 +242,7 @@ def _quiet(clock: Floats, hours: Floats, sizes: Floats, at: Floats, seen: Judged
     x, y = hours[kept], sizes[kept]
     if len(x) < FEWEST_FLOORS:
         return None
-    floor = growth.floors(x, y)
+    floor = growth.floors(x, y, each)
     if len(floor) < FEWEST_FLOORS:
         return None
     # A step a night is no accident but how it grows.
@@ -245,8 +251,8 @@ def _quiet(clock: Floats, hours: Floats, sizes: Floats, at: Floats, seen: Judged
     return replace(judged, odds=judged.odds - 2 * log(2))
 
 
-def _by_task(hours: Floats, tasks: Floats, sizes: Floats, clock: Floats) -> Judged | None:
-    at = growth.floors(tasks, sizes)
+def _by_task(hours: Floats, tasks: Floats, sizes: Floats, each: float, clock: Floats) -> Judged | None:
+    at = growth.floors(tasks, sizes, each)
     if len(at) < FEWEST_FLOORS:
         return None
     return growth.judge(Series(tasks[at], sizes[at], clock[at], np.gradient(tasks[at], hours[at])))
@@ -308,14 +314,14 @@ def cohorts(generations: Sequence[Generation], every: Sequence[Generation]) -> l
     So a leak in any of them shows in each life of the worker. Where another of `every` process lived on, as the main
     one does when a child is recycled, they are lives of their own. Ordered by their ends.
     """
-    starts = np.array([float(one.times[0]) for one in every])
-    ends = np.array([float(one.times[-1]) for one in every])
+    starts = np.array([one.begin for one in every])
+    ends = np.array([one.end for one in every])
     groups: list[list[Generation]] = []
-    for one in sorted(generations, key=lambda one: (float(one.times[-1]), float(one.times[0]))):
-        near, end = _near(one), float(one.times[-1])
+    for one in sorted(generations, key=lambda one: (one.end, one.begin)):
+        near, end = _near(one), one.end
         first = groups[-1][0] if groups else None
         lived_on = bool(np.any((starts < end - near) & (ends > end + near)))
-        if first is not None and not lived_on and end - float(first.times[-1]) <= near and _as_old(one, first):
+        if first is not None and not lived_on and end - first.end <= near and _as_old(one, first):
             groups[-1].append(one)
         else:
             groups.append([one])
@@ -324,12 +330,11 @@ def cohorts(generations: Sequence[Generation], every: Sequence[Generation]) -> l
 
 def _near(one: Generation) -> float:
     """Seconds within which ends are seen as one: by its interval, a process is not seen to its very end."""
-    return max(SUCCESSION_S, 3 * _interval(one))
+    return max(SUCCESSION_S, 3 * one.interval)
 
 
 def _as_old(one: Generation, other: Generation) -> bool:
-    lived = float(other.times[-1] - other.times[0])
-    return bool(abs(other.times[0] - one.times[0]) <= max(_near(one), LATE_BORN * lived))
+    return abs(other.begin - one.begin) <= max(_near(one), LATE_BORN * other.lived)
 
 
 def known(tasks: Floats) -> Floats:
@@ -340,33 +345,47 @@ def known(tasks: Floats) -> Floats:
     return np.asarray(np.maximum.accumulate(np.where(read, tasks, tasks[read][0])))
 
 
-def _interval(one: Generation) -> float:
-    return float(np.median(np.diff(one.times))) if len(one.times) > 1 else 0.0
+def _fewest(one: Generation) -> int:
+    return FEWEST_ROLLUPS if one.whole else FEWEST_OF_LIFE
 
 
 def _summed(group: Sequence[Generation]) -> Generation:
     start, end = max(float(one.times[0]) for one in group), min(float(one.times[-1]) for one in group)
     longest = max(group, key=lambda one: len(one.times))
-    times = longest.times[(longest.times >= start) & (longest.times <= end)]
-    if len(times) < FEWEST_OF_LIFE:
+    shared = (longest.times >= start) & (longest.times <= end)
+    times = longest.times[shared]
+    if len(times) < _fewest(longest):
         return longest
     sizes = sum((np.interp(times, one.times, one.sizes) for one in group), np.zeros(len(times)))
     tasks = sum((np.interp(times, one.times, known(one.tasks)) for one in group), np.zeros(len(times)))
     counted = any(np.any(np.isfinite(one.tasks)) for one in group)
-    return replace(longest, times=times, sizes=sizes, tasks=tasks if counted else np.full(len(times), np.nan))
+    return replace(
+        longest,
+        times=times,
+        sizes=sizes,
+        tasks=tasks if counted else np.full(len(times), np.nan),
+        counts=longest.counts[shared],
+    )
+
+
+class Late(NamedTuple):
+    """Growth in the second half of a life, KiB by a whole one, its standard errors above 0, and of how many lives."""
+
+    growth: float
+    errors: float
+    lives: int
 
 
 @dataclass(frozen=True)
 class Lives:
     """What ended generations share. growth: KiB of a life; hours and tasks: of a mean life, over all that were asked.
 
-    agree: the part of them that grew as the median did, and by what matters. late: growth in the second half of a life,
-    by a whole one, and its standard errors above 0.
+    agree: the part of them that grew as the median did, and by what matters.
     """
 
     judged: Judged
     agree: float
-    late: tuple[float, float]
+    late: Late
     growth: Trend
     hours: float
     tasks: float
@@ -376,7 +395,7 @@ class Lives:
     @property
     def odds(self) -> float:
         """As of Verdict: the better of what the profile and what the second halves of all lives tell."""
-        return max(self.judged.odds, self.late[1] ** 2 - log(self.lives))
+        return max(self.judged.odds, self.late.errors**2 - log(self.late.lives))
 
     @property
     def grows(self) -> bool:
@@ -384,10 +403,9 @@ class Lives:
         lasts = one.lasting >= STILL_GROWING and one.kept >= LEAST_KEPT
         if self.agree < AGREE or not lasts or self.growth.slope < worth(one.first):
             return False
-        late, errors = self.late
-        return one.odds >= SURE or (
-            late >= STILL_GROWING * self.growth.slope and errors >= growth.student(self.lives - 1, SURE_NORMAL)
-        )
+        goes_on = self.late.growth >= STILL_GROWING * self.growth.slope
+        sure = self.late.errors >= growth.student(self.late.lives - 1, SURE_NORMAL)
+        return one.odds >= SURE or (goes_on and sure)
 
 
 def share(ended: Sequence[Generation], days: float) -> Lives | None:
@@ -395,15 +413,16 @@ def share(ended: Sequence[Generation], days: float) -> Lives | None:
 
     By parts of a life and not by age, as one that leaks faster ends sooner: by age only slow ones would be left late.
     """
-    seen = [(one, _placed(one)) for one in ended if len(one.times) >= FEWEST_OF_LIFE]
+    seen = [(one, _placed(one)) for one in ended if len(one.times) >= _fewest(one)]
     whole = [(one, place) for one, place in seen if place[0][0] <= MOST_UNSEEN][-MOST_LIVES:]
     if len(whole) < FEWEST_LIVES:
         return None
     lives, placed = [one for one, _ in whole], [place for _, place in whole]
     samples = float(np.median([len(s) for s, _, _ in placed]))
-    parts = int(np.clip(samples * min(len(lives), 12) / growth.SAMPLES_A_FLOOR, FEWEST_PARTS, MOST_PARTS))
+    most = PROFILED_ROLLUPS if lives[0].whole else PROFILED
+    parts = int(np.clip(samples * min(len(lives), most) / growth.SAMPLES_A_FLOOR, FEWEST_PARTS, MOST_PARTS))
     # Where all begin at one hour, as by a nightly restart, the day's wave cannot be told from the life.
-    turn = 2 * np.pi * np.array([float(one.times[0]) for one in lives]) / (3600 * DAY_HOURS)
+    turn = 2 * np.pi * np.array([one.begin for one in lives]) / (3600 * DAY_HOURS)
     spread = abs(np.mean(np.exp(1j * turn))) < SPREAD
     clocks = [one.times / 3600 for one in lives] if days >= DAYS_OF_WAVE and spread else None
     at, y = growth.profile([(s, y) for s, y, _ in placed], parts, clocks)
@@ -413,9 +432,12 @@ def share(ended: Sequence[Generation], days: float) -> Lives | None:
     judged = growth.judge(Series(at[warm], y[warm]))
     hours = np.array([long for _, _, long in placed])
     grown = np.array([_slope(s, y) for s, y, _ in placed])
-    tasks = np.array([float(np.nanmax(one.tasks) - np.nanmin(one.tasks)) if _counts(one) else 0.0 for one in lives])
-    half = np.array([_slope(s, y, 0.5) for s, y, _ in placed])
-    late = float(np.median(half)), float(np.median(half)) / max(_error(half), 1e-9)
+    tasks = np.array([_done(one) if _counts(one) else 0.0 for one in lives])
+    # Of a life of few rollups, less than two may be in its second half.
+    half = np.array([_slope(s, y, 0.5) for s, y, _ in placed if np.sum(s >= 0.5) > 1])
+    if len(half) < min(len(lives), FEWEST_RECENT):
+        half = np.zeros(len(lives))
+    late = Late(float(np.median(half)), float(np.median(half)) / max(_error(half), 1e-9), len(half))
     middle = float(np.median(grown))
     reach = growth.student(len(lives) - 1) * _error(grown)
     follows = None
@@ -447,7 +469,7 @@ def _recent(lives: Sequence[Generation], days: float) -> Lives | None:
     newest = share(lives[-max(len(lives) // 3, FEWEST_RECENT) :], days) if len(lives) >= 2 * FEWEST_RECENT else None
     if newest is None or every is None:
         return every
-    return newest if newest.grows or newest.late[0] < MENDED * every.late[0] else every
+    return newest if newest.grows or newest.late.growth < MENDED * every.late.growth else every
 
 
 def _scatter(values: Floats) -> float:
@@ -456,16 +478,23 @@ def _scatter(values: Floats) -> float:
     return float(np.median(np.abs(values - middle))) / max(abs(middle), 1e-9)
 
 
+def _done(one: Generation) -> float:
+    """Tasks of a life. A rollup's count is that of its end, and a process begins with none."""
+    seen_to_begin = one.rolled[0] and one.start_time is not None and one.begin - one.start_time <= one.interval
+    return float(np.nanmax(one.tasks) - (0.0 if seen_to_begin else np.nanmin(one.tasks)))
+
+
 def _counts(one: Generation) -> bool:
     return bool(np.any(np.isfinite(one.tasks)))
 
 
 def _placed(one: Generation) -> tuple[Floats, Floats, float]:
     """A generation's samples by the part of its life that they were taken in, and how long it lived, hours."""
-    start = float(one.times[0]) if one.start_time is None else min(one.start_time, float(one.times[0]))
+    start = one.begin if one.start_time is None else min(one.start_time, one.begin)
     # It ended some time before the next sample would have been taken.
-    end = float(one.times[-1]) + float(np.median(np.diff(one.times))) / 2
-    return (one.times - start) / (end - start), one.sizes, (end - start) / 3600
+    end = one.end + one.interval / 2
+    # The middle of the ten minutes in which it began may be before that.
+    return (np.maximum(one.times, start) - start) / (end - start), one.sizes, (end - start) / 3600
 
 
 def _slope(s: Floats, y: Floats, since: float = WARM_SHARE) -> float:
@@ -493,12 +522,13 @@ def _all_grow(lives: Sequence[Life]) -> bool:
 
 def judge(worker: Worker) -> Verdict:
     """The verdict on one worker."""
-    last = max(float(one.times[-1]) for one in worker.generations)
-    living = [one for one in worker.generations if last - float(one.times[-1]) <= _near(one)]
-    ended = [one for one in worker.generations if last - float(one.times[-1]) > _near(one)]
-    ended.sort(key=lambda one: float(one.times[-1]))
+    last = max(one.end for one in worker.generations)
+    living = [one for one in worker.generations if last - one.end <= _near(one)]
+    ended = [one for one in worker.generations if last - one.end > _near(one)]
+    ended.sort(key=lambda one: one.end)
     lives = [judge_generation(one) for one in living]
-    past = [judge_generation(one) for one in ended[-RECYCLES * len(living) :] if len(one.times) >= LONG_LIFE]
+    past = [judge_generation(one) for one in ended[-RECYCLES * len(living) :] if one.samples >= LONG_LIFE]
+    past = [one for one in past if one.judged is not None]
     # Older ones tell of older releases, and a host that lies could name any number.
     gone = cohorts(ended[-MOST_ENDED:], [*ended[-MOST_ENDED:], *living])
     shared = _recent(gone, worker.span_hours / DAY_HOURS)
@@ -508,7 +538,7 @@ def judge(worker: Worker) -> Verdict:
         healthy = ended
     growing = _growing(lives, [] if recycled else healthy)
     # What outlived all that was recycled, as a main process does, is not stopped by recycling.
-    oldest = max((float(one.times[-1] - one.times[0]) / 3600 for one in gone), default=0.0)
+    oldest = max((one.lived / 3600 for one in gone), default=0.0)
     outlived = [one for one in growing if one.hours > CURED_LIVES * oldest]
     if recycled and not outlived and not (growing and len(gone) < FEWEST_LIVES):
         pattern = Pattern.RECYCLED
@@ -594,7 +624,13 @@ def _evidence(
         if unsure:
             said.append("it grows, and may yet flatten: too little was seen to tell; look again after a day")
         else:
-            said.append(f"no process has the {FEWEST_FLOORS} samples after its warm-up that a verdict needs")
+            what = "rollups of ten minutes" if any(one.whole for one in worker.generations) else "samples"
+            said.append(f"no process has the {FEWEST_FLOORS} {what} after its warm-up that a verdict needs")
+    brief = [one for one in worker.generations if one.whole and len(one.times) < FEWEST_ROLLUPS]
+    told = pattern.leaking or pattern is Pattern.INSUFFICIENT_DATA
+    if not told and 2 * len(brief) > len(worker.generations):
+        many = f"{len(brief)} of {len(worker.generations)} processes"
+        said.append(f"{many} lived too short for rollups of ten minutes to tell: collect samples")
     if pattern.leaking:
         if pattern is Pattern.RECYCLED and shared is not None and shared.grows:
             said.append(
@@ -652,23 +688,25 @@ def _with_their_kind(growing: Sequence[Life], lives: Sequence[Life]) -> list[Lif
 
 def _is_news(one: Generation, healthy: Sequence[Generation]) -> bool:
     """Whether a process grew by more than any healthy one before it ever did within as long a time, and holds more."""
-    age = float(one.times[-1] - one.times[0])
+    age = one.lived
     kind = [other for other in healthy if other.role == one.role]
-    before = [other for other in kind if OUTLIVES * float(other.times[-1] - other.times[0]) >= age]
+    before = [other for other in kind if OUTLIVES * other.lived >= age]
     if not before:
         return True
     least = worth(float(one.sizes[0]))
     tenth = max(1, len(one.sizes) // 10)
-    held = max(
-        float(growth.without_bursts(other.sizes[growth.floors(other.times, other.sizes)]).max()) for other in kind
-    )
+    held = max(float(growth.without_bursts(other.sizes[_floors(other)]).max()) for other in kind)
     outgrown = _gained(one, age) > max(_gained(other, age) for other in before) + least
     return outgrown and float(np.median(one.sizes[-tenth:])) > held + least
 
 
+def _floors(one: Generation) -> NDArray[np.intp]:
+    return growth.floors(one.times, one.sizes, float(np.mean(one.counts)))
+
+
 def _gained(one: Generation, age: float) -> float:
     """The most that floors of a process rose within this time, seconds."""
-    at = growth.floors(one.times, one.sizes)
+    at = _floors(one)
     times, sizes = one.times[at], growth.without_bursts(one.sizes[at])
     rise = sizes[None, :] - sizes[:, None]
     apart = times[None, :] - times[:, None]
@@ -683,7 +721,7 @@ def _recycled(
     grew = [one for one in asked if one.pattern is Pattern.GROWING]
     if shared is not None and shared.grows:
         # One that has lived twice as long as those before it; the main process may be among them, of another kind.
-        kind = [one for one in together if one.times[-1] - one.times[0] >= 3600 * CURED_LIVES * shared.hours]
+        kind = [one for one in together if one.lived >= 3600 * CURED_LIVES * shared.hours]
         alive = [judge_generation(one) for one in kind]
         pace, votes = shared.growth.slope / shared.hours, len(together) / 2
     elif shared is not None and shared.agree < AGREE:
@@ -742,11 +780,11 @@ def _widened(rate: Trend, share: float) -> Trend:
 def _side_by_side(every: Sequence[Generation], ended: Sequence[Generation]) -> float:
     """How many lives such as those that have ended were lived at a time, in the mean."""
     roles = {one.role for one in ended}
-    longest = OUTLIVES * max(float(one.times[-1] - one.times[0]) for one in ended)
-    kind = [one for one in every if one.role in roles and float(one.times[-1] - one.times[0]) <= longest]
-    start, end = min(float(one.times[0]) for one in kind), max(float(one.times[-1]) for one in kind)
+    longest = OUTLIVES * max(one.lived for one in ended)
+    kind = [one for one in every if one.role in roles and one.lived <= longest]
+    start, end = min(one.begin for one in kind), max(one.end for one in kind)
     # A process is seen from its first sample to its last one, and lives an interval longer.
-    lived = sum(float(one.times[-1] - one.times[0]) + _interval(one) for one in kind)
+    lived = sum(one.lived + one.interval for one in kind)
     return max(1.0, lived / max(end - start, 1.0))
 
 

@@ -154,13 +154,14 @@ class Judged:
     level: float
 
 
-def floors(x: Floats, sizes: Floats, most: int = MOST_FLOORS) -> NDArray[np.intp]:
-    """Indices of the smallest size in each of up to `most` equal parts of x, which is ascending. Empty parts give none.
+def floors(x: Floats, sizes: Floats, each: float = 1.0) -> NDArray[np.intp]:
+    """Indices of the smallest size in each of up to MOST_FLOORS equal parts of x, which is ascending. Empty parts give
+    none. each: of how many samples a size is the smallest itself, in the mean.
 
     Equal in x, and not in samples, so that a sampler that was faster for a while does not weigh more; but where long
     gaps leave too few parts with samples, in samples.
     """
-    number = int(min(most, max(len(x) // SAMPLES_A_FLOOR, FEWEST_FLOORS), len(x)))
+    number = int(min(MOST_FLOORS, max(len(x) * each // SAMPLES_A_FLOOR, FEWEST_FLOORS), len(x)))
     span = x[-1] - x[0]
     if span <= 0:
         return np.array([int(np.argmin(sizes))])

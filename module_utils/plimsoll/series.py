@@ -8,20 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .samples import Floats as Floats
 from .samples import HostData, Process, Rows
+
+# A rollup is of so many seconds, aligned, and its time is their middle.
+ROLLUP_S = 600.0
 
 
 @dataclass(frozen=True)
 class Generation:
     """One process. times in Unix seconds, ascending, each once; sizes in KiB of rss + swap.
 
-    tasks is how many it had finished by then, NaN where that is not known. samples is how many were taken of it: of a
-    long series only floors are here.
+    tasks is how many it had finished by then, NaN where that is not known. counts is of how many samples each size is
+    the smallest: of rollups, and of a long series, only floors are here. whole is how many samples a rollup of all its
+    ten minutes has; 0 where no rollup is here.
     """
 
     pid: int
@@ -30,7 +36,57 @@ class Generation:
     times: Floats
     sizes: Floats
     tasks: Floats
-    samples: int
+    counts: NDArray[np.uint32]
+    whole: int = 0
+
+    @property
+    def samples(self) -> int:
+        return int(self.counts.sum())
+
+    @cached_property
+    def rolled(self) -> NDArray[np.bool_]:
+        """Which sizes are of a rollup."""
+        return _middles(self.times) if self.whole else np.zeros(len(self.times), dtype=bool)
+
+    @cached_property
+    def interval(self) -> float:
+        """Seconds from sample to sample; 0 of a single one."""
+        if self.whole:
+            return ROLLUP_S / self.whole
+        return float(np.median(np.diff(self.times))) if len(self.times) > 1 else 0.0
+
+    @cached_property
+    def begin(self) -> float:
+        """When it was first seen; a rollup has as many samples as the process was there for."""
+        first = float(self.times[0])
+        if not self.rolled[0]:
+            return first
+        if self.start_time is not None and abs(self.start_time - first) <= ROLLUP_S / 2:
+            return self.start_time
+        return first + ROLLUP_S / 2 - int(self.counts[0]) * self.interval
+
+    @cached_property
+    def end(self) -> float:
+        """When it was last seen."""
+        last = float(self.times[-1])
+        if not self.rolled[-1]:
+            return last
+        since = self.begin if len(self.times) == 1 else last - ROLLUP_S / 2
+        return min(since + int(self.counts[-1]) * self.interval, last + ROLLUP_S / 2)
+
+    @property
+    def lived(self) -> float:
+        """Seconds from when it was first seen to when it was last."""
+        return self.end - self.begin
+
+
+def _middles(times: Floats) -> NDArray[np.bool_]:
+    """Which times of a process are the middle of ten minutes, and alone in them, as those of its rollups are."""
+    middle = np.asarray(times % ROLLUP_S == ROLLUP_S / 2)
+    if middle.any():
+        apart = np.diff(times, prepend=-np.inf, append=np.inf) >= ROLLUP_S / 2
+        middle &= apart[:-1] & apart[1:]
+    return middle
 
 
 @dataclass(frozen=True)
@@ -88,8 +144,11 @@ HELD, BEGAN = 12, 1.2
 def workers_of(data: HostData) -> list[Worker]:
     """The workers of one host, by unit."""
     units: dict[str, list[Generation]] = {}
-    for process, rows in _joined(data.samples.lives()):
-        units.setdefault(process.worker, []).extend(_generations(process, rows))
+    processes = list(_joined(data.samples.lives()))
+    # One of a slow sampler's samples may be, too; but of rollups some are of more than one sample.
+    whole = max((int(rows.counts[_middles(rows.times)].max(initial=0)) for _, rows in processes), default=0)
+    for process, rows in processes:
+        units.setdefault(process.worker, []).extend(_generations(process, rows, whole if whole > 1 else 0))
     limits = {unit: _limits(figures) for unit, figures in data.cgroups.by_unit(units).items()}
     return [
         Worker(data.host, unit, tuple(sorted(lives, key=_order)), limits.get(unit, Limits()))
@@ -104,7 +163,8 @@ def _order(one: Generation) -> tuple[float, int, float]:
 def _joined(lives: Iterable[tuple[Process, Rows]]) -> Iterator[tuple[Process, Rows]]:
     """The samples of each process, where a clock that was set gave one of them several start times.
 
-    Whoever had the pid later started after the last sample of who had it before; who did not is the same one.
+    Whoever had the pid later started after the last sample of who had it before; who did not is the same one. A sampler
+    that is started again in the middle of ten minutes has two rollups of them.
     """
     pids: dict[tuple[str, int], list[tuple[Process, Rows]]] = {}
     for process, rows in lives:
@@ -113,8 +173,10 @@ def _joined(lives: Iterable[tuple[Process, Rows]]) -> Iterator[tuple[Process, Ro
         found.sort(key=lambda one: (one[1].times[0], one[1].times[-1], one[0].start_time or 0.0))
         same: list[tuple[Process, Rows]] = []
         for process, rows in found:
-            began, end = process.start_time, same[-1][1].times[-1] if same else 0.0
-            if same and (began is None or not began <= end < rows.times[0]):
+            began, first, end = process.start_time, rows.times[0], same[-1][1].times[-1] if same else 0.0
+            if end == first and first % ROLLUP_S == ROLLUP_S / 2:
+                end -= ROLLUP_S / 2
+            if same and (began is None or not began <= end < first):
                 yield _one(same)
                 same = []
             same.append((process, rows))
@@ -125,15 +187,21 @@ def _one(same: Sequence[tuple[Process, Rows]]) -> tuple[Process, Rows]:
     """One process of its parts: it began as the first one says, and is what the last one says."""
     if len(same) == 1:
         return same[0]
-    columns = zip(*(rows for _, rows in same))
-    return same[-1][0]._replace(start_time=same[0][0].start_time), Rows(*map(np.concatenate, columns))
+    rows = Rows(*map(np.concatenate, zip(*(rows for _, rows in same))))
+    first = np.flatnonzero(np.diff(rows.times, prepend=-np.inf))
+    if len(first) < len(rows.times):
+        last = np.append(first[1:], len(rows.times)) - 1
+        smallest, counts = np.minimum.reduceat(rows.sizes, first), np.add.reduceat(rows.counts, first, dtype=np.uint32)
+        rows = rows.at(last)._replace(sizes=smallest, counts=counts)
+    return same[-1][0]._replace(start_time=same[0][0].start_time), rows
 
 
-def _generations(process: Process, rows: Rows) -> Iterator[Generation]:
+def _generations(process: Process, rows: Rows, whole: int) -> Iterator[Generation]:
     begins = _begins(rows.times, rows.sizes) if process.start_time is None else []
     for start, end in pairwise([0, *begins, len(rows.times)]):
         _, times, sizes, tasks, counts = rows.at(slice(start, end))
-        yield Generation(process.pid, process.start_time, process.role, times, sizes, tasks, int(counts.sum()))
+        most = whole if _middles(times).any() else 0
+        yield Generation(process.pid, process.start_time, process.role, times, sizes, tasks, counts, most)
 
 
 def _begins(times: Floats, sizes: Floats) -> list[int]:

@@ -1,12 +1,13 @@
 """How well leaks are told, beside what people use: `python -m tests.bench.detection [--seeds N] [--years N]`.
 
-1. Precision and recall on each labelled set, of plimsoll and, on the same series, of an OLS slope over the last day,
-   of Mann and Kendall's test, and of Prometheus's predict_linear over the last hour, four hours ahead; what plimsoll
-   misses by name; how often the 95 % interval of the growth holds the truth.
+1. Precision and recall on each labelled set, of plimsoll from samples and from rollups and, on the same series, of an
+   OLS slope over the last day, of Mann and Kendall's test, and of Prometheus's predict_linear over the last hour, four
+   hours ahead; what plimsoll misses by name; how often the 95 % interval of the growth holds the truth.
 2. Lead time: of steady leaks that grow by 5 % of MemoryMax in so many hours, when they are called.
 3. False calls: of healthy workers that run for months and are judged every day by the last fortnight, how many.
+4. Leaks in children that are recycled: from rollups of how long lives they are told.
 
-It takes about a quarter of an hour on two cores. docs/detection.md has the figures of the last run.
+It takes about half an hour on two cores. docs/detection.md has the figures of the last run.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from plimsoll.detect import judge, worth
 from plimsoll.series import Floats, Generation, Limits, Worker
 
+from tests.labelled.rollups import routine
 from tests.labelled.sets import NAMES, Labelled, labelled
 from tests.labelled.simulated import DAY, HOUR, T0, daily, wander
 
@@ -81,41 +84,43 @@ METHODS: dict[str, Callable[[Worker], bool]] = {
 }
 
 
+PLIMSOLL = ("plimsoll", "plimsoll, from rollups")
+
+
 def judged(one: Labelled) -> dict[str, Any]:
-    verdicts = [judge(worker) for worker in one.workers]
-    leaks = [verdict for verdict in verdicts if verdict.pattern.leaking]
-    rate = max(leaks, key=lambda each: each.rate.slope).rate if leaks else None
-    known = one.kb_per_hour is not None and rate is not None
-    return {
-        "one": (one.kind, one.name, one.leaking),
-        "plimsoll": bool(leaks),
-        **{name: any(map(method, one.workers)) for name, method in METHODS.items()},
-        "held": known and rate.low <= one.kb_per_hour <= rate.high if known else None,  # type: ignore[union-attr]
-        "follows": (one.follows, leaks[0].follows) if leaks and one.follows else None,
-    }
+    found: dict[str, Any] = {"one": (one.kind, one.name, one.leaking), "held": {}, "follows": {}}
+    for name, workers in zip(PLIMSOLL, (one.workers, one.routine)):
+        leaks = [verdict for verdict in map(judge, workers) if verdict.pattern.leaking]
+        found[name] = bool(leaks)
+        if leaks and one.kb_per_hour is not None:
+            rate = max(leaks, key=lambda each: each.rate.slope).rate
+            found["held"][name] = rate.low <= one.kb_per_hour <= rate.high
+        if leaks and one.follows:
+            found["follows"][name] = one.follows, leaks[0].follows
+    return found | {name: any(map(method, one.workers)) for name, method in METHODS.items()}
 
 
 def compare(pool: ProcessPoolExecutor, seeds: Sequence[int]) -> None:
     for name in NAMES:
         rows = list(pool.map(judged, labelled(name, seeds), chunksize=8))
         print(f"\n{name}: {len(rows)} workers of {len({row['one'][0] for row in rows})} kinds")
-        for method in ("plimsoll", *METHODS):
+        for method in (*PLIMSOLL, *METHODS):
             right = sum(row[method] and row["one"][2] for row in rows)
             called, leaks = sum(row[method] for row in rows), sum(row["one"][2] for row in rows)
             print(f"  {method:30s} precision {right / max(1, called):.3f}  recall {right / leaks:.3f}")
-        held = [row["held"] for row in rows if row["held"] is not None]
-        follows = Counter(
-            "right" if row["follows"][0] == row["follows"][1] else "wrong" if row["follows"][1] else "not told"
-            for row in rows
-            if row["follows"]
-        )
-        print(f"  the interval holds the true growth of {sum(held)} of {len(held)}; what it follows: {dict(follows)}")
-        wrong = [
-            ("missed " if row["one"][2] else "called ") + row["one"][1]
-            for row in rows
-            if row["plimsoll"] != row["one"][2]
-        ]
-        print(f"  wrong: {', '.join(wrong) or 'none'}")
+        for method in PLIMSOLL:
+            held = [row["held"][method] for row in rows if method in row["held"]]
+            told = [row["follows"][method] for row in rows if method in row["follows"]]
+            follows = Counter("right" if true == said else "wrong" if said else "not told" for true, said in told)
+            print(f"  {method}: the interval holds the true growth of {sum(held)} of {len(held)};")
+            print(f"    what it follows: {dict(follows)}")
+            wrong = [
+                ("missed " if leaking else "called ") + which
+                for row in rows
+                for _, which, leaking in [row["one"]]
+                if row[method] != leaking
+            ]
+            print(f"    wrong: {', '.join(wrong) or 'none'}")
 
 
 # ---- a worker that runs ----
@@ -158,7 +163,13 @@ def character(rng: np.random.Generator, rough: bool) -> Character:
 
 
 def process(start: float, times: Floats, sizes: Floats) -> Generation:
-    return Generation(7, start, "main", times, sizes, np.full(len(times), np.nan), len(times))
+    return Generation(7, start, "main", times, sizes, np.full(len(times), np.nan), np.ones(len(times), dtype=np.uint32))
+
+
+def both_ways(lives: Sequence[Generation]) -> list[Worker]:
+    """Of these processes, from samples and from rollups."""
+    one = Worker("h", "u", tuple(lives), Limits())
+    return [one, *routine([one], {})]
 
 
 # Odds, as twice their logarithm, from which a leak is called: the first are those of detect.SURE.
@@ -171,8 +182,8 @@ def odds(worker: Worker) -> float:
     return -1.0 if sure is None else max(12.0, 2 * float(np.log(sure / (1 - sure))))
 
 
-def months(asked: tuple[int, bool]) -> list[int]:
-    """How often it began in half a year that a healthy worker was called, for each of ODDS."""
+def months(asked: tuple[int, bool]) -> list[list[int]]:
+    """How often it began in half a year that a healthy worker was called, for each of ODDS; by samples, rollups."""
     seed, rough = asked
     rng = np.random.default_rng([seed, rough, 77])
     of, level = character(rng, rough), float(np.exp(rng.uniform(np.log(60), np.log(1500)))) * 1024
@@ -180,14 +191,15 @@ def months(asked: tuple[int, bool]) -> list[int]:
     lives, start, end = [], T0, T0 + 182 * DAY
     while start < end:
         hours = min(rng.exponential(between) * 24 + 3, (end - start) / HOUR)
-        lives.append((start, *life(rng, start, hours, level * rng.uniform(0.97, 1.03), of, 600.0)))
+        lives.append((start, *life(rng, start, hours, level * rng.uniform(0.97, 1.03), of, 60.0)))
         start += hours * HOUR + 30
-    told = []
+    told: list[list[float]] = [[], []]
     for now in np.arange(T0 + DAY, end, DAY):
         seen = [(born, (t < now) & (t > now - 14 * DAY), t, y) for born, t, y in lives]
-        found = tuple(process(born, t[part], y[part]) for born, part, t, y in seen if part.sum() > 1)
-        told.append(odds(Worker("h", "u", found, Limits())) if found else -1.0)
-    return [sum(b >= least > a for a, b in zip([-1.0, *told], told)) for least in ODDS]
+        found = [process(born, t[part], y[part]) for born, part, t, y in seen if part.sum() > 1]
+        for each, worker in zip(told, both_ways(found)):
+            each.append(odds(worker))
+    return [[sum(b >= least > a for a, b in zip([-1.0, *each], each)) for least in ODDS] for each in told]
 
 
 GROWN_IN = (1, 3, 6, 12, 24, 48, 96)
@@ -198,7 +210,7 @@ QUIET, LOUD = (0.0005, 0.0075), (0.0075, 0.02)
 def lead(asked: tuple[int, float, tuple[float, float]]) -> list[float]:
     """When a leak that grows by 5 % of MemoryMax in so many hours is called, as a part of the time that it may take.
 
-    For each of ODDS; infinite where it never was in three times as long.
+    For each of ODDS, and from rollups for the first of them; infinite where it never was in three times as long.
     """
     seed, hours, noise = asked
     rng = np.random.default_rng([seed, int(hours), 78])
@@ -207,14 +219,38 @@ def lead(asked: tuple[int, float, tuple[float, float]]) -> list[float]:
     most = level * rng.uniform(1.6, 3)
     times, sizes = life(rng, T0, 3 * hours + 30, level, of, 60.0 if hours < 24 else 300.0)
     sizes = sizes + 0.05 * most / hours * (times - T0) / HOUR
-    first = dict.fromkeys(ODDS, float("inf"))
+    first = [float("inf")] * (len(ODDS) + 1)
     for part in np.concatenate([np.arange(0.3, 1.01, 0.1), np.arange(1.2, 3, 0.2)]):
         seen = times < T0 + part * max(6.0, hours) * HOUR + 1
-        told = odds(Worker("h", "u", (process(T0, times[seen], sizes[seen]),), Limits()))
-        first = {least: min(was, float(part)) if told >= least else was for least, was in first.items()}
-        if max(first.values()) < float("inf"):
+        told, rolled = map(odds, both_ways([process(T0, times[seen], sizes[seen])]))
+        called = [*(told >= least for least in ODDS), rolled >= ODDS[0]]
+        first = [min(was, float(part)) if now else was for was, now in zip(first, called)]
+        if max(first) < float("inf"):
             break
-    return list(first.values())
+    return first
+
+
+LIVES_MINUTES = (10, 15, 20, 25, 30, 45, 60)
+
+
+def recycled(asked: tuple[int, int]) -> tuple[bool, bool]:
+    """Whether children that grow until they are recycled after so many minutes are told, from samples and rollups.
+
+    Two side by side for half a day, each of which grows by a third of what it begins with.
+    """
+    seed, minutes = asked
+    rng = np.random.default_rng([seed, minutes, 79])
+    main, lives = np.arange(T0, T0 + DAY / 2, 60.0), list[Generation]()
+    for _ in range(2):
+        start = T0 + rng.uniform(0, 60)
+        while start < T0 + DAY / 2:
+            times = np.arange(start, min(start + minutes * 60 * rng.uniform(0.8, 1.2), T0 + DAY / 2), 60.0)
+            size = 60_000 * (1 + (times - start) / (minutes * 60) / 3) + rng.exponential(500, len(times))
+            spikes = (rng.random(len(times)) < 0.3) * rng.exponential(10_000, len(times))
+            lives.append(replace(process(start, times, size + spikes), pid=len(lives) + 10, role="child"))
+            start = float(times[-1]) + 60
+    told = [judge(one).pattern.leaking for one in both_ways([process(T0, main, np.full(len(main), 7e4)), *lives])]
+    return told[0], told[1]
 
 
 def main() -> None:
@@ -234,15 +270,21 @@ def main() -> None:
             for hours in GROWN_IN:
                 found = list(pool.map(lead, [(seed, hours, noise) for seed in range(4 * given.seeds)]))
                 parts = sorted(each[0] for each in found)
-                in_time = [sum(each[at] <= 1.0001 for each in found) for at in range(len(ODDS))]
+                *in_time, rolled = [sum(each[at] <= 1.0001 for each in found) for at in range(len(ODDS) + 1)]
                 middle, slow = parts[len(parts) // 2], parts[-1]
                 print(
                     f"  5 % in {hours:2d} h: {in_time} of {len(parts)} in time; median {middle:.1f}, slowest {slow:.1f}"
+                    f"; from rollups {rolled} in time"
                 )
         print(f"\nfalse calls of healthy workers, a worker and year, judged daily by 14 days, for odds of {ODDS}:")
         for rough in (False, True):
-            begun = np.sum(list(pool.map(months, [(seed, rough) for seed in range(2 * given.years)])), axis=0)
-            print(f"  {'rough' if rough else 'plain'}: {', '.join(f'{each / given.years:.2f}' for each in begun)}")
+            found = np.sum(list(pool.map(months, [(seed, rough) for seed in range(2 * given.years)])), axis=0)
+            for name, begun in zip(PLIMSOLL, found / given.years):
+                print(f"  {'rough' if rough else 'plain'}, {name}: {', '.join(f'{each:.2f}' for each in begun)}")
+        print(f"\nleaks in children that are recycled after so many minutes, told of {4 * given.seeds}:")
+        for minutes in LIVES_MINUTES:
+            told = np.sum(list(pool.map(recycled, [(seed, minutes) for seed in range(4 * given.seeds)])), axis=0)
+            print(f"  {minutes:2d}: from samples {told[0]}, from rollups {told[1]}")
 
 
 if __name__ == "__main__":

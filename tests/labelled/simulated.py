@@ -131,7 +131,8 @@ def process(
     sizes = sizes + np.abs(rng.normal(0, of.noise * 0.3, len(times)))
     sizes = sizes + wander(rng, times, of.noise * rng.uniform(0.2, 0.7), rng.uniform(0.05, 1.0))
     sizes = np.maximum(np.round(sizes / 4) * 4, 4096.0)
-    return Generation(int(rng.integers(300, 60000)), start, role, times, sizes, tasks, samples=len(times))
+    counts = np.ones(len(times), dtype=np.uint32)
+    return Generation(int(rng.integers(300, 60000)), start, role, times, sizes, tasks, counts)
 
 
 def main_of(rng: Rng, of: Setting) -> Generation:
@@ -587,7 +588,7 @@ def _seen(rng: Rng, one: Generation, counted: bool) -> Generation:
         keep &= rng.random(len(keep)) > rng.uniform(0.01, 0.2)
     keep[0] = keep[-1] = True
     tasks = one.tasks if counted else np.full(len(one.times), np.nan)
-    return replace(one, times=one.times[keep], sizes=one.sizes[keep], tasks=tasks[keep], samples=int(keep.sum()))
+    return replace(one, times=one.times[keep], sizes=one.sizes[keep], tasks=tasks[keep], counts=one.counts[keep])
 
 
 def case(kind: Kind, seed: int) -> Case:
@@ -602,7 +603,7 @@ def case(kind: Kind, seed: int) -> Case:
         ends = begins + rng.uniform(0.01, 0.08) * (of.end - of.start)
         kept = [(one, (one.times < begins) | (one.times > ends)) for one in found]
         found = [
-            replace(one, times=one.times[k], sizes=one.sizes[k], tasks=one.tasks[k], samples=int(k.sum()))
+            replace(one, times=one.times[k], sizes=one.sizes[k], tasks=one.tasks[k], counts=one.counts[k])
             for one, k in kept
             if k.sum() > 1
         ]

@@ -15,8 +15,9 @@ PRECISION = RECALL = 0.97
 
 
 @pytest.mark.parametrize("name", ["recorded", "heldout"])
-def test_who_leaks_is_called_and_who_does_not_is_not(name: str) -> None:
-    cases = [(one, any(judge(worker).pattern.leaking for worker in one.workers)) for one in labelled(name, [100])]
+@pytest.mark.parametrize("how", ["workers", "routine"])
+def test_who_leaks_is_called_and_who_does_not_is_not(name: str, how: str) -> None:
+    cases = [(one, any(judge(worker).pattern.leaking for worker in getattr(one, how))) for one in labelled(name, [100])]
     wrong = [("missed " if one.leaking else "called ") + one.name for one, called in cases if called != one.leaking]
     right = sum(called and one.leaking for one, called in cases)
     # One of a hundred is what a set of this size can tell.

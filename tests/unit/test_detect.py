@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from labelled.rollups import routine
 from plimsoll.detect import FEWEST_FLOORS, Forecast, Pattern, Verdict, cohorts, judge, judge_generation
 from plimsoll.growth import Trend
 from plimsoll.series import Floats, Generation, Limits, Worker
@@ -58,7 +59,7 @@ def process(
         times=T0 + (start + hours) * 3600,
         sizes=np.floor(size / 4) * 4,
         tasks=np.full(len(hours), np.nan) if tasks is None else np.asarray(tasks, dtype=float),
-        samples=len(hours),
+        counts=np.ones(len(hours), dtype=np.uint32),
     )
 
 
@@ -583,6 +584,70 @@ def test_a_worker_of_which_too_little_was_seen_says_so() -> None:
     )
 
 
+# ---- from rollups ----
+
+
+def rolled_up(*lives: Generation) -> Worker:
+    """The worker as the sampler's rollups show it."""
+    (one,) = routine([worker(*lives)], {})
+    return one
+
+
+@pytest.mark.parametrize("hours", [3, 8, 30])
+def test_a_leak_is_told_from_rollups(hours: float) -> None:
+    rng = np.random.default_rng(0)
+    h = clock(hours)
+    verdict = judge(rolled_up(process(h, 90_000 + 20_000 * h + noise(rng, len(h), 30_000))))
+    assert verdict.pattern is Pattern.GROWING and verdict.rate.low <= 20_000 <= verdict.rate.high
+    assert verdict.lives[0].hours == pytest.approx(hours, abs=0.03)
+
+
+@pytest.mark.parametrize("hours", [0.5, 2, 4, 30])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_warm_up_is_none_from_rollups_either(hours: float, seed: int) -> None:
+    h = clock(hours)
+    sizes = 60_000 + 60_000 * (1 - np.exp(-h / 0.2)) + noise(np.random.default_rng(seed), len(h), 30_000)
+    assert not judge(rolled_up(process(h, sizes))).pattern.leaking
+
+
+def test_rollups_of_too_short_a_time_are_insufficient_however_much_it_grows() -> None:
+    h = clock(2)
+    verdict = judge(rolled_up(process(h, 60_000 + 500_000 * h)))
+    assert verdict.pattern is Pattern.INSUFFICIENT_DATA
+    assert verdict.evidence == ("no process has the 12 rollups of ten minutes after its warm-up that a verdict needs",)
+
+
+def test_children_that_live_too_short_for_rollups_are_said() -> None:
+    """As the main process is level, and a level is what the worker seems to have."""
+    rng = np.random.default_rng(0)
+    lives = children(rng, grows(60), 2, 6, 0.12)
+    verdict = judge(rolled_up(main_process(6), *lives))
+    assert verdict.pattern is Pattern.PLATEAU
+    many = f"{len(lives)} of {len(lives) + 1} processes"
+    assert verdict.evidence == (f"{many} lived too short for rollups of ten minutes to tell: collect samples",)
+    assert judge(worker(main_process(6), *lives)).pattern is Pattern.RECYCLED
+
+
+@pytest.mark.parametrize("lived", [0.4, 0.55, 1.1])
+def test_children_that_are_recycled_before_many_rollups_are_told_together(lived: float) -> None:
+    def simulate(size: Size) -> Callable[[Any], Worker]:
+        return lambda rng: rolled_up(main_process(12), *children(rng, size, 2, 12, lived))
+
+    assert patterns(simulate(grows(60, 10_000))) == {Pattern.RECYCLED}
+    assert not any(pattern.leaking for pattern in patterns(simulate(flat(hours=0.02, spike=10_000))))
+
+
+def test_the_rate_of_recycled_children_is_told_from_rollups() -> None:
+    """60 KiB a task, 600 tasks an hour and child, two side by side."""
+    rng = np.random.default_rng(0)
+    verdict = judge(rolled_up(main_process(12), *children(rng, grows(60), 2, 12, 0.8)))
+    assert verdict.rate.slope == pytest.approx(2 * 600 * 60, rel=0.1)
+    assert verdict.kb_per_1000_tasks == pytest.approx(60_000, rel=0.1)
+
+
+# ---- whatever is sent ----
+
+
 def test_nothing_that_a_host_can_send_makes_a_judgement_fail_or_without_end() -> None:
     rng = np.random.default_rng(0)
     largest = float(1 << 54)
@@ -597,7 +662,14 @@ def test_nothing_that_a_host_can_send_makes_a_judgement_fail_or_without_end() ->
                 sizes.sort()
             tasks = np.floor(rng.random(len(times)) * rng.choice([1.0, 50.0, 2.0**53]))
             tasks[rng.random(len(times)) < rng.choice([0.0, 0.5, 1.0])] = np.nan
-            lives.append(Generation(pid, None, str(rng.choice(["main", "child", ""])), times, sizes, tasks, len(times)))
+            counts = rng.integers(1, 7, len(times)).astype(np.uint32)
+            whole = int(rng.choice([0, 6]))
+            if whole:
+                times[rng.random(len(times)) < 0.7] //= 600
+                times = np.unique(np.where(times % 1 == 0, times * 600 + 300, times))
+                sizes, tasks, counts = sizes[: len(times)], tasks[: len(times)], counts[: len(times)]
+            role, start = str(rng.choice(["main", "child", ""])), rng.choice([None, -1e9, 250.0, 1e9])
+            lives.append(Generation(pid, start, role, times, sizes, tasks, counts, whole))
         verdict = judge(worker(*lives, high_kb=0, max_kb=int(largest), level_kb=float(rng.choice([0.0, largest]))))
         assert all(math.isfinite(value) for value in numbers(verdict)), verdict
         assert verdict.rate.low <= verdict.rate.slope <= verdict.rate.high

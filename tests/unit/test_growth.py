@@ -30,6 +30,15 @@ def test_floors_are_the_least_of_equal_parts() -> None:
     assert list(floors(np.zeros(4), np.array([4.0, 1, 2, 3]))) == [1]
 
 
+def test_what_is_a_floor_itself_needs_no_others() -> None:
+    """Four samples make one, as one of them may be a task's spike; a rollup is of ten."""
+    x = np.arange(60.0)
+    assert len(growth.floors(x, x)) == 15
+    assert len(growth.floors(x, x, 2.0)) == 30
+    assert list(growth.floors(x, x, 10.0)) == list(range(60))
+    assert len(growth.floors(np.arange(500.0), np.arange(500.0), 10.0)) == growth.MOST_FLOORS
+
+
 def test_a_sampler_that_was_faster_for_a_while_does_not_weigh_more() -> None:
     x = np.concatenate([np.arange(0, 10, 0.01), np.arange(10, 100, 0.5)])
     at = floors(x, np.zeros(len(x)))

@@ -109,6 +109,18 @@ def test_samples_that_are_there_twice_count_once_and_which_came_first_does_not_m
         assert lives(added(differ[at:] + differ[:at])) == {(7, T0): [(0, 4, 2, 1)]}
 
 
+def test_a_row_may_stand_for_many_samples(monkeypatch: Any) -> None:
+    """As a rollup does; what is put together of them counts them all, and no number that a host gives is believed."""
+    held = Samples()
+    times, sizes = T0 + np.arange(8) * 600, np.arange(8) + 5.0
+    counts = np.array([10, 9, 10, 3, 10, 0, 2.0**40, -4])
+    held.add([Seen(7, T0, UNIT, "", "child")], np.zeros(8, dtype=int), times, sizes, times * np.nan, counts)
+    assert [count for *_, count in lives(held)[7, T0]] == [10, 9, 10, 3, 10, 1, 6000, 1]
+    monkeypatch.setattr(samples, "MOST_ROWS", 4)
+    rows = lives(held)[7, T0]
+    assert len(rows) <= 4 and sum(count for *_, count in rows) == 6044
+
+
 def floors(rows: Iterable[Row], stretch: float) -> Held:
     """The rule in the plainest way: first and last stay, of the others the smallest of each stretch, the earliest."""
     found: Held = {}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from plimsoll import samples, series
 from plimsoll.formats import CgroupSample, HostData, Sample
+from plimsoll.samples import Seen
 from plimsoll.series import Generation, workers_of
 
 T0 = 1_763_942_400.0
@@ -101,6 +102,70 @@ def test_a_long_series_is_told_by_its_floors_and_says_how_many_samples_there_wer
     assert one.samples == 240 and len(one.times) <= 50
     assert (one.times[0], one.times[-1]) == (rows[0].timestamp, rows[-1].timestamp)
     assert set(one.sizes[1:-1]) == {90_000}
+
+
+# ---- rollups ----
+
+
+def rolled(*lines: tuple[float, int, float, int], to: HostData | None = None, pid: int = 7) -> HostData:
+    """Rollups of a process: the minute at which each begins, samples, start time in minutes, KiB."""
+    data = HostData("h") if to is None else to
+    for minute, count, start, kb in lines:
+        columns = (np.array([value], dtype=float) for value in (T0 + 60 * minute + 300, kb, math.nan, count))
+        data.samples.add([Seen(pid, T0 + 60 * start, UNIT, "", "child")], np.array([0]), *columns)
+    return data
+
+
+def of(data: HostData) -> tuple[Generation, ...]:
+    data.settle()
+    (one,) = workers_of(data)
+    return one.generations
+
+
+def minutes(*times: float) -> list[float]:
+    return [(time - T0) / 60 for time in times]
+
+
+def test_rollups_tell_when_a_process_was_first_and_last_seen_by_their_numbers_of_samples() -> None:
+    (one,) = of(rolled((0, 4, 5.5, 50), (10, 10, 5.5, 51), (20, 3, 5.5, 52)))
+    assert (one.samples, one.interval, list(one.rolled)) == (17, 60, [True] * 3)
+    assert minutes(*one.times, one.begin, one.end) == pytest.approx([5, 15, 25, 5.5, 23])
+    # It had begun before the sampler did.
+    (old,) = of(rolled((0, 4, -500, 50), (10, 10, -500, 51)))
+    assert minutes(old.begin, old.end) == pytest.approx([6, 20])
+    # What lived within ten minutes: another one tells how many samples they have.
+    short, _ = of(rolled((0, 2, 3.5, 50), to=rolled((0, 10, -500, 50), (10, 10, -500, 50), pid=8)))
+    assert minutes(short.begin, short.end) == pytest.approx([3.5, 5.5])
+
+
+def test_samples_are_no_rollups_when_one_is_of_the_middle_of_ten_minutes() -> None:
+    (one,) = lives([sample(n) for n in range(30)])
+    assert one.interval == 60 and not one.rolled.any() and minutes(one.begin, one.end) == [0, 29]
+    # Nor where others of the host are.
+    data = HostData("h", [sample(n) for n in range(30)])
+    one, other = sorted(of(rolled((0, 5, -9, 50), (10, 10, -9, 50), pid=8, to=data)), key=lambda each: each.pid)
+    assert minutes(one.begin, one.end) == [0, 29] and (one.whole, other.whole) == (0, 10)
+
+
+def test_a_process_may_have_rollups_and_then_samples() -> None:
+    data = HostData("h", [sample(20 + n / 2, start_time=T0 - 60) for n in range(30)])
+    for line in ((0, 10, -1, 90_000), (10, 10, -1, 90_000)):
+        data = rolled(line, to=data)
+    data.settle()
+    ((one,),) = [each.generations for each in workers_of(data)]
+    assert (one.samples, list(one.rolled), one.interval) == (50, [True] * 2 + [False] * 30, 60)
+    assert minutes(one.begin, one.end) == pytest.approx([0, 34.5])
+
+
+def test_a_sampler_that_is_started_again_in_ten_minutes_does_not_make_two_of_one_process() -> None:
+    """It reckons the start anew, by the clock as it is then, and writes another rollup of the same ten minutes."""
+    before = rolled((0, 10, -20, 50), (10, 4, -20, 51))
+    (one,) = of(rolled((10, 5, -19.9, 49), (20, 10, -19.9, 52), to=before))
+    assert minutes(*one.times) == [5, 15, 25] and list(one.sizes) == [50, 49, 52] and list(one.counts) == [10, 9, 10]
+    # Its pid was another's in the same ten minutes.
+    gone = rolled((0, 10, -20, 50), (10, 4, -20, 51))
+    first, second = of(rolled((10, 4, 16, 20), (20, 10, 16, 21), to=gone))
+    assert minutes(first.end, second.begin) == pytest.approx([14, 16])
 
 
 # ---- a pid that came again, without start times ----
