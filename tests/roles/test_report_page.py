@@ -43,8 +43,8 @@ def made(*units: tuple[str, float]) -> tuple[Any, list[Any]]:
     ]
     samples, figures = ([one for part in parts for one in part[at]] for at in (0, 1))
     hosts: Any = [
-        ({"host": "w-1", "collected": True, "reason": ""}, HostData("w-1", samples, figures, traces)),
-        ({"host": EVIL, "collected": False, "reason": EVIL}, None),
+        ({"host": "w-1", "collected": True, "reason": "", "last": T0}, HostData("w-1", samples, figures, traces)),
+        ({"host": EVIL, "collected": False, "reason": EVIL, "last": None}, None),
     ]
     return findings(hosts, T0)
 
