@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60
-# $1 is a directory for the overlay, $2 one that is this machine's inside too, under the same name.
+# $1 is a directory for the overlay, $2 one that is this machine's inside too, under the same name, and $3 one that has
+# to be there: an overlay has nothing of what is mounted below its files.
 BOOT = r"""
 set -e
 mount --make-rprivate /
@@ -40,9 +42,9 @@ mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
 ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd
 mount -t tmpfs shm dev/shm
-mount -t tmpfs -o mode=1777 tmp tmp
-mkdir -p ".$2"
+mkdir -p ".$2" ".$3"
 mount --bind "$2" ".$2"
+[ -n "$(ls -A ".$3")" ] || mount --bind "$3" ".$3"
 # Nothing of this machine's own starts.
 rm -rf etc/systemd/system/*.wants usr/lib/systemd/system/*.wants
 mkdir -p etc/systemd/system
@@ -84,7 +86,7 @@ def machine(overlay: Path, shared: Path) -> Iterator[Machine]:
     with (shared / "boot.log").open("w") as log:
         unshare = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
         process = subprocess.Popen(
-            [*unshare, "bash", "-c", BOOT, "boot", str(overlay), str(shared)],
+            [*unshare, "bash", "-c", BOOT, "boot", str(overlay), str(shared), str(ROOT)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
