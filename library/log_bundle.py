@@ -113,6 +113,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.plimsoll import journal
 from ..module_utils.plimsoll.bundle import (
+    MAX_MEMBERS,
     ROUTINE,
     SCHEMA,
     BundleError,
@@ -216,7 +217,8 @@ def collect(module, root, dest, owner):
     # forgotten of what the controller has.
     after, missed = listing(root, FOLDERS)
     kept = cursor.files if skipped or missed else ()
-    held = list(dict.fromkeys([log.key for log in [*logs, *after]] + list(kept)))
+    # As many as the controller takes: a worker's user who makes files without end is not to keep the host out for good.
+    held = list(dict.fromkeys([*(log.key for log in [*logs, *after]), *kept]))[:MAX_MEMBERS]
     meta = {"schema": SCHEMA, "logs": name, **told, "held": held, "journal": until, "more": more}
     made = pack(parts, meta, journal.lines(events), dest, result["skipped"], owner.pw_uid)
     return {

@@ -456,6 +456,23 @@ def test_the_module_packs_what_is_behind_the_cursor_into_a_file_for_its_user(
     assert module(cursor=cursor.plain())["files"] == 5
 
 
+@pytest.mark.parametrize("most", [20_000, 7])
+def test_where_not_all_could_be_looked_at_nothing_is_forgotten_but_what_is_too_much(
+    module: Any, logs: Path, tmp_path: Path, monkeypatch: Any, most: int
+) -> None:
+    """A link in the trace folder is there for good, and so are the names of files that came and went."""
+    monkeypatch.setattr(log_bundle, "MAX_MEMBERS", most)
+    (logs / "trace/link.jsonl").symlink_to("/etc/hostname")
+    (logs / "id").write_text("id\n")
+    gone = {f"trace/{number:016x}": 9 for number in range(20)}
+    module(cursor={"logs": "id", "files": gone})
+    unpack(tmp_path / "outbox/bundle.tar.gz", tmp_path / "host")
+    held = json.loads((tmp_path / "host/meta.json").read_text())["held"]
+    assert len(held) == min(most, 25) and held[5:] == list(gone)[: len(held) - 5]
+    # What is there now comes first.
+    assert not set(held[:5]) & gone.keys()
+
+
 def test_what_systemd_says_of_the_units_is_new_when_it_has_changed(
     module: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
