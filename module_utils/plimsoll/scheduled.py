@@ -617,6 +617,10 @@ def collect(config: Config, lock: TextIO) -> Outcome:
         environment["LINODE_API_TOKEN"] = token
     playbook = str(PROJECT / "playbooks" / "collect.yml")
     command = [str(PLAYBOOK), "--inventory", str(config.inventory), playbook, "--extra-vars", json.dumps(variables)]
+    said = [""]
+    # Ended between the start and the try, it would leave behind what it has started.
+    asked: list[int] = []
+    ends = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     try:
         process = subprocess.Popen(
             command,
@@ -629,12 +633,15 @@ def collect(config: Config, lock: TextIO) -> Outcome:
             start_new_session=True,
             pass_fds=[lock.fileno()],
         )
+        reader = threading.Thread(target=_pass_on, args=(process.stdout, said), daemon=True)
+        reader.start()
     except OSError as error:
+        signal.signal(signal.SIGTERM, ends)
         return Outcome(FAILED, f"{PLAYBOOK}: {error.strerror}")
-    said = [""]
-    reader = threading.Thread(target=_pass_on, args=(process.stdout, said), daemon=True)
-    reader.start()
     try:
+        signal.signal(signal.SIGTERM, ends)
+        if asked:
+            signal.raise_signal(asked[0])
         status = process.wait(config.deadline_s)
     except subprocess.TimeoutExpired:
         return Outcome(DEADLINE, f"collect.yml was not done after {config.deadline_s:g} s, and was ended")

@@ -724,8 +724,11 @@ def runs(tmp_path: Path, credentials: Path, monkeypatch: Any) -> Iterator[Runs]:
         made = Runs(tmp_path, server)
         monkeypatch.setattr(scheduled, "PLAYBOOK", made.playbook)
         monkeypatch.setattr(scheduled, "PAUSES_S", (0, 0))
-        monkeypatch.setattr(scheduled.signal, "signal", lambda *given: None)
-        yield made
+        ends = signal.getsignal(signal.SIGTERM)
+        try:
+            yield made
+        finally:
+            signal.signal(signal.SIGTERM, ends)
 
 
 def test_a_run_collects_and_tells_what_is_new_once(runs: Runs, capsys: Any) -> None:
@@ -921,6 +924,25 @@ def test_a_run_that_systemd_ends_takes_the_playbook_with_it_and_is_told_by_the_o
     )
     # It is asked once more, as after each failure: nothing is told twice.
     assert runs.run("--failed") == 0 and runs.told == []
+
+
+def test_a_run_that_is_ended_while_it_starts_the_playbook_leaves_none_behind(runs: Runs, monkeypatch: Any) -> None:
+    started: list[subprocess.Popen[str]] = []
+
+    def ended_at_once(*given: Any, **more: Any) -> subprocess.Popen[str]:
+        started.append(popen(*given, **more))
+        signal.raise_signal(signal.SIGTERM)
+        return started[0]
+
+    popen = subprocess.Popen
+    runs.ends(0, found(), "exec sleep 60")
+    monkeypatch.setattr(scheduled.subprocess, "Popen", ended_at_once)
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            runs.run()
+        assert started[0].returncode == -signal.SIGTERM
+    finally:
+        started[0].kill()
 
 
 def test_a_run_that_never_began_is_told_by_the_other_unit(runs: Runs, monkeypatch: Any) -> None:
