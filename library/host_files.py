@@ -95,13 +95,11 @@ paths:
 
 import os
 import re
-import subprocess
-import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.plimsoll.hostfiles import Entry, fragment, load, plan, read, save, unit_of, write
+from ..module_utils.plimsoll.hostfiles import Entry, complaints, load, plan, read, save, unit_of, write
 
 ENTRY = {
     "path": {"type": "path", "required": True},
@@ -130,35 +128,6 @@ def entry(item, secret):
         raise ValueError(f"{item['path']}: mode '{mode}' is not four octal digits in quotes, as in \"0644\"")
     content = item["content"] if item["state"] == "file" else ""
     return Entry(item["path"], item["state"], content, int(mode, 8), item["owner"], item["group"], secret)
-
-
-def complaints(entries):
-    """What systemd-analyze says of the units as they are to be, laid over those that the host has."""
-    units = {name: item for item in entries if item.state == "file" and (name := unit_of(item.path))}
-    if not units:
-        return ""
-    with tempfile.TemporaryDirectory() as scratch:
-        for item in entries:
-            if item.state == "file" and unit_of(item.path):
-                below = item.path.split("/systemd/system/", 1)[1]
-                target = Path(scratch, below)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(item.content)
-        # A drop-in may land before the unit that it is for; it is verified with that unit then.
-        folders = (scratch, "/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
-        known = [name for name in sorted(units) if any(Path(at, fragment(name)).exists() for at in folders)]
-        if not known:
-            return ""
-        # The trailing colon appends systemd's own unit path.
-        ran = subprocess.run(
-            ["systemd-analyze", "verify", "--man=no", *known],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "SYSTEMD_UNIT_PATH": f"{scratch}:", "SYSTEMD_LOG_LEVEL": "warning"},
-        )
-        # A unit of the host's own that systemd complains of is not ours to refuse.
-        ours = [line for line in ran.stderr.splitlines() if scratch in line or any(name in line for name in known)]
-        return "\n".join(line.replace(scratch, "") for line in ours)
 
 
 def main():

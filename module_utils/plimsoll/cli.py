@@ -14,12 +14,13 @@ from typing import Any
 
 from . import __version__, canaries, query, report, scheduled
 from .files import write_whole
-from .findings import Before, Findings, findings
+from .findings import Before, Findings, changes, findings, stamp
 from .formats import HostData, InputError, files_of, read_host
 from .lines import STDIN, name_of
-from .store import HOSTS, Host, ingest, read_hosts
+from .store import CURSORS, DAY, HOSTS, Host, ingest, read_hosts
 from .store import read_host as read_stored
 
+REPORT = "report.html"
 DONE, BAD_INPUT, LEAKS, INTERRUPTED = 0, 2, 3, 130
 # Of what could not be read, on a terminal.
 MOST_NOTES = 5
@@ -91,23 +92,57 @@ def _name(root: Path) -> str:
 
 
 def analyse(given: argparse.Namespace) -> int:
-    before = _before(given.out / "findings.json") if given.out else None
+    document = judge(given.paths, given.format, given.out)
+    return LEAKS if given.fail_on == "leaking" and document["fleet"]["leaking"] else DONE
+
+
+def judge(paths: Sequence[Path], form: str, out: Path | None) -> Findings:
+    """The findings of what is at the paths, said as text, json or html, and left in out with the report."""
+    before = _before(out / "findings.json") if out else None
     # The table has the notes in it.
-    document, verdicts = findings(read(given.paths, given.format != "text"), time.time(), before)
-    page = report.html(document, verdicts) if given.format == "html" or given.out else ""
-    if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        write_whole(given.out / "findings.json", _json(document))
-        write_whole(given.out / "report.html", page)
+    document, verdicts = findings(read(paths, form != "text"), time.time(), before)
+    page = report.html(document, verdicts) if form == "html" or out else ""
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "findings.json", _json(document))
+        # Last, as it says until when they stand.
+        write_whole(out / REPORT, page)
     shown = {
         "text": lambda: report.text(document, verdicts),
         "json": lambda: _json(document).rstrip(),
         "html": lambda: page,
     }
-    _say(shown[given.format]())
-    if given.out and given.format == "text":
-        _say(f"report: {(given.out / 'report.html').resolve()}")
-    return LEAKS if given.fail_on == "leaking" and document["fleet"]["leaking"] else DONE
+    _say(shown[form]())
+    if out and form == "text":
+        _say(f"report: {(out / REPORT).resolve()}")
+    return document
+
+
+def stand(store: Path, out: Path) -> bool:
+    """Whether the findings in out stand, as nothing that they were made of has changed; they are said and dated anew.
+
+    By times of modification, as make goes: the page is newer than what the store has of every host and than the code,
+    and of this day, as a day that is over may take what is too old with it; and as many hosts were reached as then.
+    """
+    made = [*(store / CURSORS).glob("*.json"), *Path(__file__).parent.glob("*.*")]
+    try:
+        judged = (out / REPORT).stat().st_mtime
+        if judged // DAY != time.time() // DAY or judged <= max(one.stat().st_mtime for one in made):
+            return False
+        document = canaries.read_findings(out / "findings.json")
+    except (FileNotFoundError, InputError):
+        return False
+    hosts, known = read_hosts(store), {one["host"]: one for one in document["hosts"]}
+    if [(one["host"], one["collected"]) for one in hosts] != [(name, one["collected"]) for name, one in known.items()]:
+        return False
+    # Of one that was collected, what was noted when it was read.
+    document["hosts"] = [{**one, "reason": known[one["host"]]["reason"]} if one["collected"] else one for one in hosts]
+    document["changes"] = changes(Before.of(document), document["workers"])
+    document["generated"] = stamp(time.time())
+    write_whole(out / "findings.json", _json(document))
+    _say(report.text(document, None))
+    _say(f"nothing new has come; the report of {stamp(judged)} stands: {(out / REPORT).resolve()}")
+    return True
 
 
 def _before(path: Path) -> Before | None:
@@ -155,10 +190,11 @@ def take_in(given: argparse.Namespace) -> int:
             " one of the fleet, and sha256, reason or same"
         )
     bounds = {"max_bytes": given.max_bytes, "keep_days": given.keep_days, "keep_rollups_days": given.keep_rollups_days}
-    hosts, notes = ingest(given.inbox, given.store, asked["fleet"], asked["hosts"], **bounds, now=time.time())
-    for host in hosts:
-        _say(f"{host['host']}: {': '.join(filter(None, ['collected' * host['collected'], host['reason']]))}")
+    _, notes = ingest(given.inbox, given.store, asked["fleet"], asked["hosts"], **bounds, now=time.time())
     _note(notes)
+    # In the same process: a second one would take as long to start as ten hosts take to judge.
+    if not stand(given.store, given.out):
+        judge([given.store], "text", given.out)
     return DONE
 
 
@@ -224,12 +260,13 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=Path, metavar="DIR", help="write findings.json and report.html there")
     one.add_argument("--fail-on", choices=["leaking"], help="exit with 3 when a worker leaks")
     one.set_defaults(run=analyse)
-    two = verbs.add_parser("ingest", help="take collected bundles into the store (collect.yml does)")
+    two = verbs.add_parser("ingest", help="take collected bundles into the store, and judge (collect.yml does)")
     two.add_argument("--inbox", type=Path, required=True)
     two.add_argument("--store", type=Path, required=True)
     two.add_argument("--max-bytes", type=int, required=True, help="of the logs in one bundle")
     two.add_argument("--keep-days", type=_days, required=True, help="of samples, figures and trace records")
     two.add_argument("--keep-rollups-days", type=_days, required=True, help="of rollups, events and units")
+    two.add_argument("--out", type=Path, required=True, metavar="DIR", help="write findings.json and report.html there")
     two.set_defaults(run=take_in)
     three = verbs.add_parser("canaries", help="say which workers to trace (diagnose.yml does)")
     three.add_argument("findings", type=Path, metavar="FINDINGS.JSON")

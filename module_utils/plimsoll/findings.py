@@ -13,7 +13,8 @@ from typing import Any, TypedDict
 from .detect import Pattern, Verdict, judge
 from .diagnose import Advice, Culprit, Hold, Kind, advice, culprits, holds, leak_class
 from .diagnose import evidence as traced
-from .formats import HostData, Trace
+from .formats import HostData, Incident, Trace, printable
+from .samples import MOST_INCIDENTS
 from .series import Worker, workers_of
 from .store import Host
 
@@ -22,6 +23,8 @@ SCHEMA = 1
 WORTH_A_POOL = 200
 # What is held of hosts that wait for their verdicts is bounded by their number.
 HOSTS_AHEAD = 8
+# Of a line that tells what happened to a worker.
+INCIDENT_LENGTH = 160
 
 
 class Finding(TypedDict):
@@ -118,16 +121,17 @@ def findings(
     """
     found: list[tuple[Finding, Verdict]] = []
     hosts: list[Host] = []
-    for host, traces, verdicts in _judged(read):
+    for host, traces, incidents, verdicts in _judged(read):
         hosts.append(host)
         for verdict in verdicts:
             unit = verdict.worker.unit
-            found.append((_finding(verdict, [one for one in traces if one.get("unit") == unit]), verdict))
+            records = [one for one in traces if one.get("unit") == unit]
+            found.append((_finding(verdict, records, [one for one in incidents if one.unit == unit]), verdict))
     found.sort(key=lambda one: _urgency(one[0]))
     workers = [finding for finding, _ in found]
     document: Findings = {
         "schema": SCHEMA,
-        "generated": datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="seconds"),
+        "generated": stamp(now),
         "fleet": {
             "hosts": len(hosts),
             "collected": sum(one["collected"] for one in hosts),
@@ -140,6 +144,11 @@ def findings(
         "hosts": hosts,
     }
     return document, [verdict for _, verdict in found]
+
+
+def stamp(when: float) -> str:
+    """As generated says it, of Unix seconds."""
+    return datetime.fromtimestamp(when, timezone.utc).isoformat(timespec="seconds")
 
 
 def _soonest(workers: Sequence[Finding]) -> Soonest | None:
@@ -205,16 +214,21 @@ def changes(before: Before | None, workers: Sequence[Finding]) -> Changes:
     return told
 
 
-def _judged(read: Iterable[tuple[Host, HostData | None]]) -> Iterator[tuple[Host, Sequence[Trace], Sequence[Verdict]]]:
-    """Each host with its records, and the verdicts on its workers: they are judged while the next hosts are read."""
-    waiting: deque[tuple[Host, Sequence[Trace], list[Callable[[], Verdict]]]] = deque()
+def _judged(
+    read: Iterable[tuple[Host, HostData | None]],
+) -> Iterator[tuple[Host, Sequence[Trace], Sequence[Incident], Sequence[Verdict]]]:
+    """Each host with its records and what happened on it, and the verdicts on its workers.
+
+    They are judged while the next hosts are read.
+    """
+    waiting: deque[tuple[Host, Sequence[Trace], Sequence[Incident], list[Callable[[], Verdict]]]] = deque()
     with _judging() as begin:
         for host, data in read:
             if data is None:
-                waiting.append((host, [], []))
+                waiting.append((host, [], [], []))
             else:
                 noted: Host = {**host, "reason": _reason(host, data)}
-                waiting.append((noted, data.traces, [begin(worker) for worker in workers_of(data)]))
+                waiting.append((noted, data.traces, data.incidents, [begin(worker) for worker in workers_of(data)]))
             while len(waiting) > HOSTS_AHEAD:
                 yield _settled(*waiting.popleft())
         while waiting:
@@ -222,9 +236,9 @@ def _judged(read: Iterable[tuple[Host, HostData | None]]) -> Iterator[tuple[Host
 
 
 def _settled(
-    host: Host, traces: Sequence[Trace], verdicts: Iterable[Callable[[], Verdict]]
-) -> tuple[Host, Sequence[Trace], Sequence[Verdict]]:
-    return host, traces, [verdict() for verdict in verdicts]
+    host: Host, traces: Sequence[Trace], incidents: Sequence[Incident], verdicts: Iterable[Callable[[], Verdict]]
+) -> tuple[Host, Sequence[Trace], Sequence[Incident], Sequence[Verdict]]:
+    return host, traces, incidents, [verdict() for verdict in verdicts]
 
 
 @contextmanager
@@ -266,7 +280,15 @@ def _urgency(one: Finding) -> tuple[bool, float, float, str, str]:
     )
 
 
-def _finding(verdict: Verdict, traces: Iterable[Trace]) -> Finding:
+def happened(one: Incident) -> str:
+    """What happened to a worker, in a line that is fit to print."""
+    begin = f"{datetime.fromtimestamp(one.time, timezone.utc):%Y-%m-%d %H:%M} UTC, {printable(one.source, 20)}: "
+    end = f" ({one.times} times)" if one.times > 1 else ""
+    message = " ".join(one.message.split()).removeprefix(f"{one.unit}: ")
+    return begin + printable(message, INCIDENT_LENGTH - len(begin) - len(end)) + end
+
+
+def _finding(verdict: Verdict, traces: Iterable[Trace], incidents: Iterable[Incident]) -> Finding:
     worker, limits, rate = verdict.worker, verdict.worker.limits, verdict.rate
     high, most = verdict.hours_to_high, verdict.hours_to_max
     records = list(traces)
@@ -283,6 +305,9 @@ def _finding(verdict: Verdict, traces: Iterable[Trace]) -> Finding:
             if windows
             else "no tracing window has closed yet, so that no line is named; diagnose.yml opens one"
         )
+    if leaking:
+        newest = sorted(incidents, key=lambda one: (-one.time, one.source, one.message))
+        evidence += map(happened, newest[:MOST_INCIDENTS])
     return {
         "host": worker.host,
         "unit": worker.unit,

@@ -25,8 +25,10 @@ from .lines import InputError as InputError
 from .samples import FIGURES, Figures, Floats, Records, Samples, Seen
 from .samples import CgroupSample as CgroupSample
 from .samples import HostData as HostData
+from .samples import Incident as Incident
 from .samples import Sample as Sample
 from .samples import Trace as Trace
+from .samples import incidents as incidents
 
 # Of what is said of a file that cannot be read: its path is a long one.
 MAX_PROBLEM = 400

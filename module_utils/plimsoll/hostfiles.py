@@ -8,6 +8,8 @@ import json
 import os
 import pwd
 import stat
+import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,3 +183,35 @@ def fragment(unit: str) -> str:
     """Name of the file that defines a unit named by unit_of(): an instance is defined by its template."""
     name, at, instance = unit.partition("@")
     return f"{name}@.{instance.rpartition('.')[2]}" if at else unit
+
+
+def complaints(entries: Sequence[Entry]) -> str:
+    """What systemd-analyze says of the units as they are to be, laid over those that the host has; empty for nothing.
+
+    An unknown key makes systemd only warn, so any word counts.
+    """
+    units = {name: item for item in entries if item.state == "file" and (name := unit_of(item.path))}
+    if not units:
+        return ""
+    with tempfile.TemporaryDirectory() as scratch:
+        for item in entries:
+            if item.state == "file" and unit_of(item.path):
+                below = item.path.split("/systemd/system/", 1)[1]
+                target = Path(scratch, below)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(item.content)
+        # A drop-in may land before the unit that it is for; it is verified with that unit then.
+        folders = (scratch, "/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
+        known = [name for name in sorted(units) if any(Path(at, fragment(name)).exists() for at in folders)]
+        if not known:
+            return ""
+        # The trailing colon appends systemd's own unit path.
+        ran = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", *known],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "SYSTEMD_UNIT_PATH": f"{scratch}:", "SYSTEMD_LOG_LEVEL": "warning"},
+        )
+        # A unit of the host's own that systemd complains of is not ours to refuse.
+        ours = [line for line in ran.stderr.splitlines() if scratch in line or any(name in line for name in known)]
+        return "\n".join(line.replace(scratch, "") for line in ours)

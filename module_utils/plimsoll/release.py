@@ -455,10 +455,10 @@ def check_import(
     if ran.returncode:
         what = "celery_worker_app" if code == SETTINGS else "module"
         raise ReleaseError(f"{what} '{app}' does not import: {_reason(ran.stderr, release / 'app')}")
-    return _answer(ran.stdout)
+    return answer(ran.stdout)
 
 
-def _answer(said: str) -> dict[str, Any]:
+def answer(said: str) -> dict[str, Any]:
     if ANSWER not in said:
         raise ReleaseError("the application ended the process as it was imported, or closed its output")
     found: dict[str, Any] = json.loads(said.rpartition(ANSWER)[2].partition("\n")[0])
@@ -518,7 +518,7 @@ def check(
     ran = run_in_release(release, user, environment, CHECK, app, str(timeout), *wanted)
     if ran.returncode:
         raise ReleaseError((ran.stderr.strip().splitlines() or ["asking them failed"])[-1])
-    said = _answer(ran.stdout)
+    said = answer(ran.stdout)
     by_node = dict(zip(wanted, names))
     silent = [by_node[node] for node in wanted if node not in said["answered"]]
     return silent, [by_node[node] for node in wanted if node in said["answered"] and node not in said["took"]]

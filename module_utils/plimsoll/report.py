@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import re
 import shutil
 import subprocess
 import textwrap
@@ -46,6 +47,8 @@ LATE_S, LATE_SHARE = 120, 0.02
 CHART_AHEAD = 0.6
 # Charts on a page, those that leak first: each is up to 15 kB.
 MOST_CHARTS = 400
+# celery-worker@ and gate.service; without an @ in it, the name and .service.
+_UNIT = re.compile(r"([\w.:-]{1,40}@)([\w.:-]{1,40}\.service)|([\w.:-]{1,40})(\.service)", re.ASCII)
 # A picture that takes longer is left out, as it is where graphviz is not installed; seconds.
 DRAWN_WITHIN_S = 10
 
@@ -124,6 +127,15 @@ def forecast(one: Finding) -> list[str]:
     return said
 
 
+def parts(unit: str) -> list[str]:
+    """The one or two parts of a unit's name between which a narrow column may break it; none where it is no such name.
+
+    What is longer than a name that a person gives is broken anywhere.
+    """
+    found = _UNIT.fullmatch(unit)
+    return [part for part in found.groups() if part] if found else []
+
+
 def sparkline(verdict: Verdict, parts: int = SPARKS) -> str:
     """What all processes of a worker held together, from its first sample to its last one."""
     generations = verdict.worker.generations
@@ -167,14 +179,18 @@ def _percent(share: float | None) -> str:
     return "?" if share is None else f"{100 * share:.0f} %"
 
 
-def text(document: Findings, verdicts: Sequence[Verdict]) -> str:
-    """The table for a terminal of WIDTH columns, the most urgent worker first, those that leak with what is known."""
-    rows = [("HOST", "WORKER", "PATTERN", "GROWTH (95 % interval)", "LEFT", "MEMORY")]
+def text(document: Findings, verdicts: Sequence[Verdict] | None) -> str:
+    """The table for a terminal of WIDTH columns, the most urgent worker first, those that leak with what is known.
+
+    Without the verdicts it has all but how memory went.
+    """
+    rows = [("HOST", "WORKER", "PATTERN", "GROWTH (95 % interval)", "LEFT", "MEMORY" if verdicts is not None else "")]
     notes: list[list[str]] = [[]]
-    for one, verdict in zip(document["workers"], verdicts):
+    sparks = map(sparkline, verdicts) if verdicts is not None else itertools.repeat("")
+    for one, spark in zip(document["workers"], sparks):
         pattern = ("LEAK " if one["leaking"] else "") + one["pattern"]
         unit = one["unit"].removesuffix(".service")
-        rows.append((one["host"], unit, pattern, growth(one), left(one), sparkline(verdict)))
+        rows.append((one["host"], unit, pattern, growth(one), left(one), spark))
         said = [*forecast(one), *map(blame, one["culprits"]), *one["evidence"], *advised(one)]
         said = said if one["leaking"] or one["culprits"] else []
         notes.append(said if one["pattern"] != "insufficient_data" else one["evidence"])
@@ -267,6 +283,7 @@ def html(document: Findings, verdicts: Sequence[Verdict]) -> str:
         advised=advised,
         short=short,
         missing=missing,
+        parts=parts,
         printable=printable,
     )
     sparks = map(sparkline, verdicts)

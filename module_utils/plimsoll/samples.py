@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,8 @@ MOST_COUNTED = 6000
 MOST_FIGURES = 1_000_000
 # Lines of trace records. Of one unit, the bootstrap keeps 16 MiB.
 MOST_TRACE_BYTES = 64 << 20
+# So much is held of what happened to a unit; so far apart is what the kernel says of one kill, seconds.
+MOST_INCIDENTS, KILL_S = 3, 10
 # A clock that was not set yet, or wrong for a while, leaves so long a gap between its samples and the others, seconds.
 GAP_S = 30 * 86400.0
 # What lies on its own side of such a gap is worth being judged from this share of all samples on.
@@ -42,6 +45,9 @@ BEFORE_START_S = 86400.0
 # Celery's processes as setproctitle has them: [celeryd: NODE:MainProcess] -active- (worker ...), or
 # [celeryd: NODE:ForkPoolWorker-3]. Without it the command line is the same for all processes of a worker.
 _TITLE = re.compile(r"\[celeryd: (.+?):[A-Z]\w*(?:-[\d:]+)?\]")
+
+# A process that the kernel killed, in the line that names its unit and in the one that does not.
+_VICTIM, _KILLED = re.compile(r"\bpid=(\d+)"), re.compile(r"Killed process (\d+)")
 
 
 class Sample(NamedTuple):
@@ -392,6 +398,58 @@ def _newest(times: Floats, weights: NDArray[Any], most: int) -> float:
     return float(times[order[over[0]]]) if len(over) else -np.inf
 
 
+class Incident(NamedTuple):
+    """What happened to a unit, so many times; time, in Unix seconds, and message are of the last one.
+
+    source is systemd, kernel, worker or guard.
+    """
+
+    time: float
+    unit: str
+    source: str
+    message: str
+    times: int = 1
+
+
+def incidents(told: Iterable[Incident]) -> list[Incident]:
+    """Of each unit the newest few, the newest first; its own errors only where there is nothing else.
+
+    The newest of each source goes before a second one of any: systemd says several things of each end, and would leave
+    no room for the kernel and the guard. The kernel names the unit in one line, and whom it killed in the next one,
+    which stands for both.
+    """
+    units: dict[str, list[Incident]] = defaultdict(list)
+    kills: dict[tuple[str, int], Incident] = {}
+    for one in sorted(told, key=_newest_first):
+        if one.unit:
+            units[one.unit].append(one)
+        elif killed := _KILLED.search(one.message):
+            kills[killed[1], int(one.time // KILL_S)] = one
+    found = []
+    for of_unit in units.values():
+        said = [one for one in of_unit if one.source != "worker"] or of_unit
+        turns: dict[str, Iterator[int]] = defaultdict(count)
+        in_turn = sorted(said, key=lambda one: next(turns[one.source]))
+        found += [_whole(one, kills) for one in in_turn[:MOST_INCIDENTS]]
+    return sorted(found, key=_newest_first)
+
+
+def _whole(one: Incident, kills: Mapping[tuple[str, int], Incident]) -> Incident:
+    """With what the kernel said next of the process that it names; kills by pid and tens of seconds."""
+    victim = _VICTIM.search(one.message) if one.source == "kernel" else None
+    if victim is None:
+        return one
+    for ahead in (0, 1):
+        kill = kills.get((victim[1], int(one.time // KILL_S) + ahead))
+        if kill and 0 <= kill.time - one.time < KILL_S:
+            return one._replace(message=kill.message)
+    return one
+
+
+def _newest_first(one: Incident) -> tuple[float, str, str]:
+    return -one.time, one.source, one.message
+
+
 class HostData:
     """All that is known of one host. problems say what of its files was left out, and why, a line each.
 
@@ -405,9 +463,11 @@ class HostData:
         cgroups: Sequence[CgroupSample] = (),
         traces: Iterable[Trace] = (),
         problems: Iterable[str] = (),
+        incidents: Iterable[Incident] = (),
     ) -> None:
         self.host = host
         self.samples, self.cgroups, self.traces, self.problems = Samples(), Figures(), list(traces), list(problems)
+        self.incidents = list(incidents)
         self.samples.add(
             [Seen(one.pid, one.start_time, one.unit, one.command, one.role) for one in samples],
             np.arange(len(samples)),

@@ -35,12 +35,14 @@ from .formats import (
     CgroupSample,
     Event,
     HostData,
+    Incident,
     InputError,
     Kind,
     Record,
     Rollup,
     Sample,
     files_of,
+    incidents,
     is_record,
     printable,
     readable,
@@ -79,9 +81,10 @@ COMPACT_BYTES = 512 << 10
 READ_BYTES, READ_DAYS = 1 << 20, 30
 # Of what waits for the disk so much is done side by side: it takes four files in the time that it takes for one.
 AT_ONCE = 4
-# Samples of a process that are closer than this, seconds, are one to detection: all of them are told apart here. Where
-# floors.sql brings a whole fleet's samples down elsewhere, it is a minute, or ten.
-RESOLUTION_S = 1.0
+# Samples of a process that are closer than so many seconds are one to detection. All are told apart where the files of
+# a host's samples are no larger than this together, about 5.6 bytes a sample; beyond, memory would go with their number,
+# and ten minutes tell nearly as much (docs/detection.md).
+RESOLUTIONS_S = ((8 << 20, 1.0), (64 << 20, 60.0), (1 << 63, 600.0))
 # Another run that writes is waited for, seconds.
 LOCK_WAIT_S, LOCK_POLL_S = 60, 0.2
 # Of what is said of one host.
@@ -677,12 +680,30 @@ _QUERIES = {
     "traces": "SELECT time, record FROM traces",
 }
 _READ = ("samples", "rollups", "cgroups", "traces")
+# What may tell that a worker ended: all that is taken of systemd and the kernel, of the guard no more than what it did
+# and what went wrong. What differs in numbers alone, as in a counter, happened several times; but a kill without a unit
+# is told by its pid. Rows that are there twice came again, as the host's cursor was lost.
+_INCIDENTS = {
+    "incidents": r"""
+        SELECT max(time) AS time, unit, source, max_by(message, (time, message)) AS message,
+               count(DISTINCT time) AS times
+        FROM events
+        WHERE time >= 0 AND time < 1e11 AND message <> '' AND (
+            source IN ('systemd', 'kernel')
+            OR (source = 'guard' AND (message LIKE 'restart:%' OR priority <= 4))
+            OR (source = 'worker' AND regexp_matches(message, '\[[^]]*: (ERROR|CRITICAL)/|^(ERROR|CRITICAL)\b'))
+        )
+        GROUP BY unit, source, CASE WHEN unit = '' THEN message ELSE regexp_replace(message, '\d+', '#', 'g') END
+        ORDER BY source = 'worker', time DESC, unit, source, message
+        LIMIT 10000
+    """
+}
 
 
 def read_host(store: Path, host: str) -> HostData:
     """What detection takes of one host. What could not be read of it is in its problems, a sentence each."""
     for _ in range(TRIES):
-        listed = {table: files(store, table, host) for table in _READ}
+        listed = {table: files(store, table, host) for table in (*_READ, "events")}
         try:
             data = _read(host, listed)
         except _DAMAGED as error:
@@ -697,9 +718,13 @@ def _read(host: str, listed: Mapping[str, Mapping[str, Sequence[Path]]]) -> Host
     data, records = HostData(host), Records()
     # One that is open already takes a tenth of the time of another one.
     connection = duckdb.cursor()
-    for days in _batches(listed):
+    batches = list(_batches({table: listed[table] for table in _READ}))
+    size = sum(_size(part) for days in batches for day in days for part in listed["samples"].get(day, ()))
+    seconds = next(seconds for most, seconds in RESOLUTIONS_S if size <= most)
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW resolution AS SELECT {seconds} AS seconds")
+    for days in batches:
         parts = {table: [part for day in days for part in listed[table].get(day, ())] for table in _READ}
-        found = _asked(connection, parts, data.problems)
+        found = _asked(connection, _QUERIES, parts, data.problems)
         take_floors(found["floors"].lazy(), data.samples)
         take_figures(found["cgroups"], data.cgroups)
         # What has changed on a disk since may be anything.
@@ -707,6 +732,13 @@ def _read(host: str, listed: Mapping[str, Mapping[str, Sequence[Path]]]) -> Host
     data.settle()
     data.problems += records.settle()
     data.traces = records.by_time()
+    # Nothing that is older than what is judged.
+    told = {day: parts for day, parts in listed["events"].items() if batches and day >= batches[0][0]}
+    if told:
+        *_, days = _batches({"events": told})
+        parts = {"events": [part for day in days for part in told[day]]}
+        found = _asked(connection, _INCIDENTS, parts, data.problems)
+        data.incidents = incidents(map(Incident._make, found["incidents"].iter_rows()))
     return data
 
 
@@ -733,22 +765,28 @@ def _size(path: Path) -> int:
 
 
 def _asked(
-    connection: duckdb.DuckDBPyConnection, parts: Mapping[str, Sequence[Path]], problems: list[str]
+    connection: duckdb.DuckDBPyConnection,
+    queries: Mapping[str, str],
+    parts: Mapping[str, Sequence[Path]],
+    problems: list[str],
 ) -> dict[str, pl.DataFrame]:
-    """What _QUERIES find in part files. Those that are damaged are left out, and named in problems."""
+    """What queries find in part files. Those that are damaged are left out, and named in problems."""
     try:
-        return _answers(connection, parts)
+        return _answers(connection, queries, parts)
     except _DAMAGED:
         # It does not tell how many there are.
-        sound = {table: [one for one in parts[table] if _sound(connection, table, one, problems)] for table in _READ}
-        return _answers(connection, sound)
+        sound = {
+            table: [one for one in some if _sound(connection, table, one, problems)] for table, some in parts.items()
+        }
+        return _answers(connection, queries, sound)
 
 
-def _answers(connection: duckdb.DuckDBPyConnection, parts: Mapping[str, Sequence[Path]]) -> dict[str, pl.DataFrame]:
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW resolution AS SELECT {RESOLUTION_S} AS seconds")
-    for table in _READ:
-        view(connection, table, parts[table])
-    return {name: pl.DataFrame(connection.sql(query)) for name, query in _QUERIES.items()}
+def _answers(
+    connection: duckdb.DuckDBPyConnection, queries: Mapping[str, str], parts: Mapping[str, Sequence[Path]]
+) -> dict[str, pl.DataFrame]:
+    for table, some in parts.items():
+        view(connection, table, some)
+    return {name: pl.DataFrame(connection.sql(query)) for name, query in queries.items()}
 
 
 def _sound(connection: duckdb.DuckDBPyConnection, table: str, part: Path, problems: list[str]) -> bool:

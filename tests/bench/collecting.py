@@ -375,7 +375,7 @@ def slope(folder: Path, options: argparse.Namespace) -> None:
         "hosts' CPU s": lambda ran: ran.hosts_cpu,
         "main's MiB": lambda ran: ran.largest[ANSIBLE],
         "masters' MiB": lambda ran: ran.masters_mib,
-        "analyse's MiB": lambda ran: ran.largest.get("analyse", 0.0),
+        "ingest's MiB": lambda ran: ran.largest.get("ingest", 0.0),
     }
     for arm, runs in found.items():
         for name, figure in figures.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,51 @@ def test_a_heading_sorts_and_what_is_typed_filters(browser: webdriver.Chrome, tm
     browser.find_element(By.ID, "words").send_keys("A.SERV growing")
     assert column(browser, 2) == ["a.service"]
     assert browser.find_element(By.ID, "shown").text == "1 of 3 workers"
+
+
+# Of each worker's cell the lines that its name is on.
+LINES = """
+return [...document.querySelectorAll("#workers tbody td:nth-child(2)")].map((cell) => {
+  const lines = new Map(), texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+  for (let text; (text = texts.nextNode()); )
+    for (let at = 0; at < text.length; at++) {
+      const range = document.createRange();
+      range.setStart(text, at);
+      range.setEnd(text, at + 1);
+      const top = Math.round(range.getBoundingClientRect().top);
+      lines.set(top, (lines.get(top) || "") + text.data[at]);
+    }
+  return [...lines.values()];
+});
+"""
+
+
+@pytest.fixture(params=[1100, 400])
+def narrow(browser: webdriver.Chrome, request: Any) -> Iterator[webdriver.Chrome]:
+    """A window of that width, which is less than one of its own may have."""
+    metrics = {"width": request.param, "height": 1400, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    yield browser
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_name_is_on_two_lines_at_most_and_cut_inside_of_no_word(narrow: webdriver.Chrome, tmp_path: Path) -> None:
+    names = [f"celery-worker@{name}.service" for name in ("gate", "recommendations-nightly", "x" * 40, "mail_2.eu")]
+    names.append("celery-nightly.service")
+    endless = f"celery-worker@{'y' * 150}.service"
+    shown(narrow, tmp_path / "report.html", *made(*((name, 2000.0) for name in [*names, endless])))
+    lines = {"".join(some).strip(): some for some in narrow.execute_script(LINES)}
+    assert set(lines) == {*names, endless}
+    for name in names:
+        assert lines[name] in ([name], [part for part in re.split(r"(?<=@)", name) if part]), lines[name]
+    assert any(len(lines[name]) == 2 for name in names) and len(lines[endless]) > 2
+    assert narrow.execute_script("return document.documentElement.scrollWidth - innerWidth") <= 0
+    over = (
+        "return [...document.querySelectorAll('#workers td')].filter((one) => one.scrollWidth > one.clientWidth).length"
+    )
+    assert narrow.execute_script(over) == 0
+    narrow.find_element(By.ID, "words").send_keys("worker@gate.service")
+    assert column(narrow, 2) == names[:1]
 
 
 def test_nothing_that_a_host_sent_runs_or_is_loaded(browser: webdriver.Chrome, tmp_path: Path) -> None:

@@ -294,15 +294,18 @@ def test_the_version(capsys: Any) -> None:
 # ---- ingest ----
 
 
-def ingest(capsys: Any, monkeypatch: Any, tmp_path: Path, asked: Any, *more: str) -> tuple[int, str, str]:
+def ingest(
+    capsys: Any, monkeypatch: Any, tmp_path: Path, asked: Any, *more: str, later: float = 0
+) -> tuple[int, str, str]:
     text = asked if isinstance(asked, str) else json.dumps(asked)
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-    monkeypatch.setattr(cli.time, "time", lambda: NOW)
-    where = ["--inbox", tmp_path / "inbox", "--store", tmp_path / "store", "--max-bytes", 1 << 20]
-    return run(capsys, "ingest", *where, "--keep-days", "9", "--keep-rollups-days", "99", *more)
+    monkeypatch.setattr(cli.time, "time", lambda: NOW + later)
+    where = ["--inbox", tmp_path / "inbox", "--store", tmp_path / "store", "--out", tmp_path / "out"]
+    bounds = ["--max-bytes", 1 << 20, "--keep-days", "9", "--keep-rollups-days", "99"]
+    return run(capsys, "ingest", *where, *bounds, *more)
 
 
-def test_ingest_takes_in_and_analyse_reads_it(write: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_ingest_takes_in_and_judges_as_analyse_does(write: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     write("w-1/samples/samples-1.csv", csv(2000) + "oops\n")
     hosts = [
         {**send(tmp_path, "w-1"), "same": False},
@@ -310,16 +313,101 @@ def test_ingest_takes_in_and_analyse_reads_it(write: Any, tmp_path: Path, capsys
         {"host": "w-3", "sha256": "", "reason": "", "same": True},
     ]
     asked = {"fleet": ["w-0", "w-1", "w-2", "w-3"], "hosts": hosts}
-    said = "w-1: collected: samples/samples-1.csv: 1 line was left out, first line 122: 1 fields, the header has 7\n"
-    assert ingest(capsys, monkeypatch, tmp_path, asked) == (0, f"{said}w-2: down\nw-3: collected\n", "")
-    out = run(capsys, "analyse", tmp_path / "store")[1]
-    assert "LEAK growing" in out and "not collected: w-2: down; it never was" in out
+    code, out, err = ingest(capsys, monkeypatch, tmp_path, asked)
+    assert (code, err) == (0, "") and "LEAK growing" in out and "not collected: w-2: down; it never was" in out
+    left_out = "w-1: samples/samples-1.csv: 1 line was left out, first line 122: 1 fields, the header has 7\n"
+    assert left_out in out and out.endswith(f"report: {tmp_path}/out/report.html\n")
+    (tmp_path / "out/findings.json").unlink()
+    assert run(capsys, "analyse", tmp_path / "store", "--out", tmp_path / "out")[:2] == (0, out)
+
+
+class Again:
+    """Of w-1, and of w-2, which is down, both judged: what is said when both are asked once more, minutes later."""
+
+    def __init__(self, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+        self.root, self.given = tmp_path, (capsys, monkeypatch, tmp_path)
+        self.code = tmp_path / "code.py"
+        self.code.touch()
+        monkeypatch.setattr(cli, "__file__", str(self.code))
+        self.says(send(tmp_path, "w-1"))
+        page, found = self.root / "out/report.html", json.loads((self.root / "out/findings.json").read_text())
+        self.page, self.found = page.read_text(), found
+        for path, when in ((page, NOW), (self.code, NOW - 9), (self.root / "store/_cursors/w-1.json", NOW - 9)):
+            os.utime(path, (when, when))
+
+    def says(self, one: Any, other: Any = None, later: float = 0) -> str:
+        hosts = [one, other or {"host": "w-2", "reason": "down"}]
+        code, out, err = ingest(*self.given, {"fleet": ["w-1", "w-2"], "hosts": hosts}, later=later)
+        assert code == 0 and (err == "" or "so nothing is said of changes" in err)
+        return out
+
+    @property
+    def judged(self) -> bool:
+        """Whether the page was made anew."""
+        return (self.root / "out/report.html").stat().st_mtime != NOW
+
+
+@pytest.fixture
+def again(write: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> Again:
+    write("w-1/samples/samples-1.csv", csv(2000))
+    return Again(tmp_path, capsys, monkeypatch)
+
+
+SAME: dict[str, Any] = {"host": "w-1", "same": True}
+
+
+def test_where_nothing_new_came_the_findings_stand_and_say_so(again: Again) -> None:
+    out = again.says(SAME, {"host": "w-2", "reason": "unreachable: no route"}, later=300)
+    assert not again.judged and "LEAK growing" in out and "not collected: w-2: unreachable: no route; it never" in out
+    stands = f"nothing new has come; the report of 2025-11-25T06:00:00+00:00 stands: {again.root}/out/report.html\n"
+    assert out.endswith(stands)
+    found = json.loads((again.root / "out/findings.json").read_text())
+    assert found["generated"] == "2025-11-25T06:05:00+00:00" and found["workers"] == again.found["workers"]
+    assert found["changes"]["since"] == again.found["generated"]
+    assert [one["last"] for one in found["hosts"]] == [NOW + 300, None]
+
+
+def test_what_was_new_the_last_time_is_told_once(again: Again) -> None:
+    path = again.root / "out/findings.json"
+    path.write_text(
+        json.dumps({**again.found, "changes": {**again.found["changes"], "gone": [{"host": 1, "unit": 2}]}})
+    )
+    again.says(SAME)
+    assert not again.judged and json.loads(path.read_text())["changes"]["gone"] == []
+
+
+@pytest.mark.parametrize(
+    "case", ["new", "reached", "code", "page", "findings", "damaged", "older", "next day", "crashed before judging"]
+)
+def test_where_anything_has_changed_it_is_judged_anew(again: Again, write: Any, case: str) -> None:
+    out, one, other, later = again.root / "out", SAME, None, 300.0
+    if case == "new":
+        write("w-1/samples/samples-2.csv", csv(2000))
+        one = send(again.root, "w-1")
+    elif case == "reached":
+        other = {"host": "w-2", "same": True}
+    elif case == "code":
+        os.utime(again.code, (NOW, NOW))
+    elif case == "page":
+        (out / "report.html").unlink()
+    elif case == "findings":
+        (out / "findings.json").unlink()
+    elif case == "damaged":
+        (out / "findings.json").write_text("{")
+    elif case == "older":
+        (out / "findings.json").write_text(json.dumps({**again.found, "schema": 0}))
+    elif case == "next day":
+        later = 86400
+    else:
+        os.utime(again.root / "store/_cursors/w-1.json", (NOW + 1, NOW + 1))
+    said = again.says(one, other, later=later)
+    assert again.judged and "stands" not in said
 
 
 def test_ingest_keeps_days_and_rollups_for_as_long_as_it_is_told(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     for table, day in (("samples", 15), ("samples", 16), ("rollups", 15)):
         (tmp_path / f"store/{table}/day=2025-11-{day}").mkdir(parents=True)
-    assert ingest(capsys, monkeypatch, tmp_path, {"fleet": [], "hosts": []}) == (0, "", "")
+    assert ingest(capsys, monkeypatch, tmp_path, {"fleet": [], "hosts": []})[::2] == (0, "")
     left = sorted(str(path.relative_to(tmp_path / "store")) for path in (tmp_path / "store").glob("*/day=*"))
     assert left == ["rollups/day=2025-11-15", "samples/day=2025-11-16"]
 

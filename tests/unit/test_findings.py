@@ -10,7 +10,7 @@ import jsonschema
 import plimsoll.findings
 import pytest
 from plimsoll.findings import Before, findings
-from plimsoll.formats import MAX_COUNT, CgroupSample, HostData, Sample
+from plimsoll.formats import MAX_COUNT, CgroupSample, HostData, Incident, Sample
 from plimsoll.store import Host
 
 T0 = 1_763_942_400
@@ -289,3 +289,34 @@ def test_who_asked_for_a_window_is_told_what_it_showed_though_the_worker_does_no
     assert not one["leaking"] and one["culprits"][0]["line"] == 9 and one["leak_class"] == "python_objects"
     (one,) = made((up("w-1"), HostData("w-1", samples(GATE, 0), traces=records(GATE))))["workers"]
     assert (one["culprits"], one["leak_class"], one["evidence"]) == ([], "unknown", [])
+
+
+def incident(second: float, message: str, source: str = "systemd", unit: str = GATE, times: int = 1) -> Incident:
+    return Incident(T0 + second, unit, source, message, times)
+
+
+def told(rate: float, *happened: Incident) -> list[str]:
+    """The evidence beside that of a worker to which nothing happened."""
+    data = [HostData("w-1", samples(GATE, rate), incidents=some) for some in ((), happened)]
+    without, evidence = (made((up("w-1"), one))["workers"][0]["evidence"] for one in data)
+    assert evidence[: len(without)] == without
+    return evidence[len(without) :]
+
+
+def test_what_happened_to_a_worker_that_leaks_is_evidence_the_newest_first() -> None:
+    kill = incident(60, "Memory cgroup out of memory: Killed process 812 (celery)", "kernel")
+    loop = incident(180, f"{GATE}: Failed with result 'oom-kill'.", times=12)
+    guard = incident(120, "restart: 347 MiB of 342 MiB", "guard")
+    oldest, others = incident(0, "oldest"), incident(999, "x", unit=SALES)
+    assert told(2000, oldest, kill, others, loop, guard) == [
+        "2025-11-24 00:03 UTC, systemd: Failed with result 'oom-kill'. (12 times)",
+        "2025-11-24 00:02 UTC, guard: restart: 347 MiB of 342 MiB",
+        "2025-11-24 00:01 UTC, kernel: Memory cgroup out of memory: Killed process 812 (celery)",
+    ]
+    assert told(0, oldest, kill, others, loop, guard) == []
+
+
+def test_a_line_of_what_happened_is_short_and_fit_to_print_whatever_a_host_said() -> None:
+    (said,) = told(2000, incident(0, "\x1b[2J  a\t\n b\u202e " + "x" * 5000, "y" * 5000, times=10**12))
+    assert said.startswith("2025-11-24 00:00 UTC, yyyyyyyyyyyyyyyyyyy…: ?[2J a b? xxx")
+    assert len(said) == 160 and said.endswith("xxx… (1000000000000 times)") and said.isprintable()

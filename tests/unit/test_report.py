@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -15,7 +16,7 @@ import pytest
 from plimsoll import report
 from plimsoll.diagnose import Culprit, Hold
 from plimsoll.findings import Finding, Findings, findings
-from plimsoll.formats import MAX_COUNT, CgroupSample, HostData, Sample
+from plimsoll.formats import MAX_COUNT, CgroupSample, HostData, Incident, Sample
 from plimsoll.store import Host
 
 T0 = 1_763_942_400
@@ -141,6 +142,22 @@ def test_a_sparkline_shows_what_all_processes_held_and_little_as_little() -> Non
     assert paused == "████    ████"
 
 
+@pytest.mark.parametrize(
+    ("unit", "parts"),
+    [
+        (GATE, ["celery-worker@", "gate.service"]),
+        ("celery-nightly.service", ["celery-nightly", ".service"]),
+        ("celery@host1", []),
+        ("python -m celery worker", []),
+        (f"celery-worker@{'x' * 41}.service", []),
+        (f"{GATE}\n", []),
+    ],
+)
+def test_the_name_of_a_unit_has_one_place_to_be_broken(unit: str, parts: list[str]) -> None:
+    assert report.parts(unit) == parts
+    assert ("<wbr>" in report.html(*read(HostData("w-1", samples(unit))))) is bool(parts)
+
+
 def culprit(**values: Any) -> Culprit:
     one: Any = {
         "task": "a",
@@ -211,7 +228,8 @@ def test_a_fleet_without_workers_is_a_table_too() -> None:
 
 def hostile() -> tuple[Findings, list[Any]]:
     """Names that a host or a task made up, also where the readers of files would have made them printable before."""
-    data = HostData(EVIL, samples(EVIL), figures(300_000, 400_000, EVIL), traces(EVIL, EVIL, EVIL), [EVIL])
+    happened = [Incident(T0, EVIL, EVIL, EVIL, 12)]
+    data = HostData(EVIL, samples(EVIL), figures(300_000, 400_000, EVIL), traces(EVIL, EVIL, EVIL), [EVIL], happened)
     return read(data, missing=[{"host": EVIL, "collected": False, "reason": EVIL, "last": None}])
 
 
@@ -220,6 +238,17 @@ def test_no_name_reaches_the_terminal_as_it_is() -> None:
     assert all(line.isprintable() for line in shown.split("\n"))
     shown.encode()
     assert shown.count("<script>") >= 3 and "\x1b" not in shown
+
+
+def test_what_happened_to_a_worker_is_in_the_table_and_on_the_page_as_it_reads_and_no_more() -> None:
+    document, verdicts = hostile()
+    (said,) = [one for one in document["workers"][0]["evidence"] if one.startswith("2025-11-24 00:00 UTC, ")]
+    assert "alert(1)" in said and said.endswith(" (12 times)")
+    shown = " ".join(report.text(document, verdicts).split())
+    assert f"- {said}" in shown
+    assert f"<li>{html.escape(said).replace('&quot;', '&#34;').replace('&#x27;', '&#39;')}</li>" in report.html(
+        document, verdicts
+    )
 
 
 # ---- the page ----
@@ -236,7 +265,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: Any) -> None:
         self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "line", "br", "input"):
+        if tag not in ("meta", "line", "br", "input", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attributes: Any) -> None:
@@ -257,7 +286,7 @@ class Page(HTMLParser):
 
 TAGS = (
     "html,head,meta,title,style,script,body,header,main,h1,h2,h3,p,div,dl,dt,dd,small,label,input,button,table,caption,"
-    "thead,tbody,tr,th,td,a,span,section,details,summary,ul,li,strong,svg,line,text,polyline,polygon"
+    "thead,tbody,tr,th,td,a,span,wbr,section,details,summary,ul,li,strong,svg,line,text,polyline,polygon"
 )
 
 

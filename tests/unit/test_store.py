@@ -871,7 +871,7 @@ def test_a_host_reads_the_same_out_of_the_store_as_from_its_files(fleet: Fleet) 
 
 
 def test_of_a_minute_the_smallest_sample_is_taken_and_of_several_the_earliest(fleet: Fleet, monkeypatch: Any) -> None:
-    monkeypatch.setattr(store, "RESOLUTION_S", 60.0)
+    monkeypatch.setattr(store, "RESOLUTIONS_S", ((1 << 63, 60.0),))
     lines = [sample(30, 90, tasks=1), sample(45, 80), sample(20, 80, tasks=9), sample(59.99, 85), sample(60, 70)]
     ending = [sample(10, 0), sample(70, 0), sample(130, 0)]
     swapped = sample(125, 50).replace(",,,,,,", ",,,7,,,")
@@ -880,8 +880,17 @@ def test_of_a_minute_the_smallest_sample_is_taken_and_of_several_the_earliest(fl
     assert floors(read_host(fleet.store, "w-1")) == {7: [(20, 80, 9, 4), (60, 70, None, 1), (125, 57, None, 1)]}
 
 
+def test_the_more_samples_a_host_has_the_fewer_of_them_are_told_apart(fleet: Fleet, monkeypatch: Any) -> None:
+    fleet.log("w-1", "samples/samples-1.csv", *(sample(n, 80 + n) for n in range(0, 1200, 5)))
+    fleet.collect("w-1")
+    (size,) = [part.stat().st_size for part in fleet.store.glob("samples/*/*/*.parquet")]
+    for fine, coarse, told in ((size, size, 240), (size - 1, size, 20), (size - 1, size - 1, 2)):
+        monkeypatch.setattr(store, "RESOLUTIONS_S", ((fine, 1.0), (coarse, 60.0), (1 << 63, 600.0)))
+        assert [len(one) for one in floors(read_host(fleet.store, "w-1")).values()] == [told]
+
+
 def test_a_floor_has_its_own_count_of_tasks_though_it_is_not_known(fleet: Fleet, monkeypatch: Any) -> None:
-    monkeypatch.setattr(store, "RESOLUTION_S", 60.0)
+    monkeypatch.setattr(store, "RESOLUTIONS_S", ((1 << 63, 60.0),))
     fleet.log("w-1", "samples/samples-1.csv", sample(20, 80), sample(30, 90, tasks=9))
     fleet.collect("w-1")
     assert floors(read_host(fleet.store, "w-1")) == {7: [(20, 80, None, 2)]}
@@ -958,14 +967,14 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("table", ["samples", "rollups", "cgroups", "traces"])
+@pytest.mark.parametrize("table", ["samples", "rollups", "cgroups", "traces", "events"])
 def test_a_damaged_part_is_named_and_the_rest_is_read(fleet: Fleet, damage: str, table: str) -> None:
     for day in (0, 1):
         fleet.log("w-1", "samples/samples-1.csv", sample(60 - day * DAY))
         fleet.log("w-1", "samples/rollup-1.csv", rollup(600 - day * DAY))
         fleet.log("w-1", "samples/cgroup-1.csv", figure(60 - day * DAY))
         fleet.log("w-1", "trace/a.jsonl", record(60 - day * DAY))
-    fleet.collect("w-1")
+    fleet.collect("w-1", event(60), event(60 - DAY))
     path = fleet.store / table / "day=2025-11-23/host=w-1/part-00000001.parquet"
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     data = read_host(fleet.store, "w-1")
@@ -975,12 +984,13 @@ def test_a_damaged_part_is_named_and_the_rest_is_read(fleet: Fleet, damage: str,
     assert seconds_of(data) == wanted
     assert len(data.cgroups.by_unit({UNIT})[UNIT]["timestamp"]) == (1 if table == "cgroups" else 2)
     assert len(data.traces) == (1 if table == "traces" else 2)
+    assert [one.times for one in data.incidents] == [1 if table == "events" else 2]
     # It is left for who may mend it.
     fleet.log("w-1", "samples/samples-1.csv", sample(120 - DAY))
     fleet.log("w-1", "samples/rollup-1.csv", rollup(1200 - DAY))
     fleet.log("w-1", "samples/cgroup-1.csv", figure(120 - DAY))
     fleet.log("w-1", "trace/a.jsonl", record(120 - DAY))
-    fleet.collect("w-1")
+    fleet.collect("w-1", event(120 - DAY))
     assert path.exists() and not list((fleet.store / "_staging").iterdir())
 
 
@@ -1020,6 +1030,128 @@ def test_a_record_that_a_disk_has_changed_is_left_out(fleet: Fleet) -> None:
     found = pl.read_parquet(path, hive_partitioning=False)
     found.with_columns(record=pl.Series(['{"time": 5, "kind"', found["record"][1]])).write_parquet(path)
     assert [one["time"] for one in read_host(fleet.store, "w-1").traces] == [T0 + 120]
+
+
+def end(second: float, count: int) -> list[dict[str, Any]]:
+    """All that is said of a worker that meets its MemoryMax; pid and counter are others each time."""
+    named = (
+        f"oom-kill:constraint=CONSTRAINT_MEMCG,oom_memcg=/c/{UNIT},task_memcg=/c/{UNIT},task=celery,pid={count},uid=9"
+    )
+    killed = f"Memory cgroup out of memory: Killed process {count} (celery) total-vm:{count}kB"
+    kernel = {"source": "kernel", "pid": None, "priority": 3}
+    return [
+        event(second - 9, "[2025-11-24 00:00:00,000: INFO/MainProcess] Task scan[1] received", source="worker"),
+        event(second - 1, "celery invoked oom-killer: gfp_mask=0xcc0", unit="", **kernel),
+        event(second - 1, named, **kernel),
+        event(second - 0.9, killed, unit="", **kernel),
+        event(second, f"{UNIT}: A process of this unit has been killed by the OOM killer."),
+        event(second + 0.1, f"{UNIT}: Main process exited, code=killed, status=9/KILL"),
+        event(second + 0.2, f"{UNIT}: Failed with result 'oom-kill'."),
+        event(second + 5, f"{UNIT}: Scheduled restart job, restart counter is at {count}."),
+    ]
+
+
+def failed(second: float, task: str) -> dict[str, Any]:
+    return event(second, f"[2025-11-24 00:00:00,000: ERROR/MainProcess] Task {task} raised", source="worker")
+
+
+def incidents_of(fleet: Fleet) -> list[tuple[float, str, str, int]]:
+    """Second, source, the begin of the message, and how often."""
+    return [(round(one.time - T0, 1), one.source, one.message[:45], one.times) for one in held(fleet).incidents]
+
+
+def held(fleet: Fleet) -> HostData:
+    return read_host(fleet.store, "w-1")
+
+
+def test_of_what_ended_a_worker_the_newest_of_each_source_comes_first(fleet: Fleet) -> None:
+    fleet.log("w-1", "samples/samples-1.csv", sample(60))
+    acts = [act(20), act(30, "budget_spent"), act(41, "outcome", result="done"), act(42, "would_restart")]
+    fleet.log("w-1", "guard/acts.jsonl", *acts)
+    other = event(70, "celery-worker@b.service: Failed with result 'signal'.", unit="celery-worker@b.service")
+    fleet.collect("w-1", *end(100, 812), failed(200, "scan"), other)
+    assert incidents_of(fleet) == [
+        (105, "systemd", f"{UNIT}: Scheduled restart job"[:45], 1),
+        (99, "kernel", "Memory cgroup out of memory: Killed process 8", 1),
+        (70, "systemd", "celery-worker@b.service: Failed with result '", 1),
+        (30, "guard", "budget spent: full", 1),
+    ]
+
+
+def test_a_crash_loop_is_told_once_with_how_often_though_its_numbers_differ(fleet: Fleet) -> None:
+    fleet.log("w-1", "samples/samples-1.csv", sample(60))
+    fleet.collect("w-1", *(one for count in range(12) for one in end(60 + 10 * count, 800 + count)))
+    # All comes again.
+    cursor_file(fleet.store, "w-1").write_bytes(b"")
+    fleet.log("w-1", "guard/acts.jsonl", act(1))
+    fleet.take(
+        fleet.send(
+            "w-1", [one for count in range(12) for one in end(60 + 10 * count, 800 + count)], cursor=Cursor("w-1")
+        )
+    )
+    found = held(fleet).incidents
+    assert [(one.source, one.times) for one in found] == [("systemd", 12), ("kernel", 12), ("guard", 1)]
+    assert found[0].message.endswith("is at 811.") and "Killed process 811 " in found[1].message
+
+
+def test_a_kill_of_which_the_kernel_said_no_more_is_told_as_it_is(fleet: Fleet) -> None:
+    fleet.log("w-1", "samples/samples-1.csv", sample(60))
+    others = [one for one in end(100, 813) + end(99, 812) + end(110.4, 812) if "Killed" in one["message"]]
+    fleet.collect("w-1", *(one for one in end(100, 812) if "constraint" in one["message"]), *others)
+    assert incidents_of(fleet) == [(99, "kernel", "oom-kill:constraint=CONSTRAINT_MEMCG,oom_memc", 1)]
+
+
+def test_a_workers_own_errors_are_told_where_nothing_else_is(fleet: Fleet) -> None:
+    fleet.log("w-1", "samples/samples-1.csv", sample(60))
+    said = [failed(10 * n, task) for n, task in enumerate("abcd")]
+    fleet.collect("w-1", *said, event(50, "[t: INFO/MainProcess] no ERROR/here", source="worker"))
+    assert [(second, source) for second, source, *_ in incidents_of(fleet)] == [
+        (30, "worker"),
+        (20, "worker"),
+        (10, "worker"),
+    ]
+    fleet.collect("w-1", event(1))
+    assert incidents_of(fleet) == [(1, "systemd", "Scheduled restart job", 1)]
+
+
+def test_what_happened_is_asked_for_once_where_there_is_some_of_the_days_that_are_judged(
+    fleet: Fleet, monkeypatch: Any
+) -> None:
+    asked: list[list[str]] = []
+    answers = store._answers
+
+    def counted(connection: Any, queries: Mapping[str, str], parts: Any) -> Any:
+        asked.append(list(queries))
+        return answers(connection, queries, parts)
+
+    monkeypatch.setattr(store, "_answers", counted)
+    monkeypatch.setattr(store, "READ_BYTES", 1)
+    for day in range(3):
+        fleet.log("w-1", "samples/samples-1.csv", sample(60 + day * DAY))
+    fleet.now += 3 * DAY
+    fleet.collect("w-1")
+    assert held(fleet).incidents == []
+    fleet.collect("w-1", event(-5 * DAY))
+    assert held(fleet).incidents == []
+    assert asked == [["floors", "cgroups", "traces"]] * 6
+    asked.clear()
+    # Of more than is read at once, the newest days.
+    fleet.collect("w-1", event(DAY), event(2 * DAY, "Failed"))
+    assert incidents_of(fleet) == [(2 * DAY, "systemd", "Failed", 1)]
+    assert asked == [["floors", "cgroups", "traces"]] * 3 + [["incidents"]]
+    monkeypatch.undo()
+    assert len(incidents_of(fleet)) == 2
+
+
+def test_an_event_that_a_disk_has_changed_is_left_out(fleet: Fleet) -> None:
+    fleet.log("w-1", "samples/samples-1.csv", sample(60))
+    fleet.collect("w-1", *(event(n, "x" * (n + 1)) for n in range(6)))
+    (path,) = fleet.store.glob("events/*/*/*")
+    found = pl.read_parquet(path, hive_partitioning=False)
+    times = pl.Series([float("nan"), float("inf"), -1e13, 1e13, T0 + 4.0, T0 + 5.0])
+    messages = pl.Series([*found["message"][:5], None])
+    found.with_columns(time=times, message=messages).write_parquet(path)
+    assert incidents_of(fleet) == [(4, "systemd", "xxxxx", 1)]
 
 
 def test_parts_that_are_put_together_while_they_are_read_are_read_again(fleet: Fleet, monkeypatch: Any) -> None:
