@@ -81,10 +81,10 @@ COMPACT_BYTES = 512 << 10
 READ_BYTES, READ_DAYS = 1 << 20, 30
 # Of what waits for the disk so much is done side by side: it takes four files in the time that it takes for one.
 AT_ONCE = 4
-# Samples of a process that are closer than so many seconds are one to detection. All are told apart where the files of
-# a host's samples are no larger than this together, about 5.6 bytes a sample; beyond, memory would go with their number,
-# and ten minutes tell nearly as much (docs/detection.md).
-RESOLUTIONS_S = ((8 << 20, 1.0), (64 << 20, 60.0), (1 << 63, 600.0))
+# Samples of a process that are closer than this, seconds, are one to detection: all of them are told apart, but where
+# the files of a host's samples are larger together than so many bytes, of which one takes 6 or 7. Memory would go with
+# their number there, and ten minutes tell nearly as much (docs/detection.md).
+FINE_S, FINE_BYTES, COARSE_S = 1.0, 8 << 20, 600.0
 # Another run that writes is waited for, seconds.
 LOCK_WAIT_S, LOCK_POLL_S = 60, 0.2
 # Of what is said of one host.
@@ -720,7 +720,7 @@ def _read(host: str, listed: Mapping[str, Mapping[str, Sequence[Path]]]) -> Host
     connection = duckdb.cursor()
     batches = list(_batches({table: listed[table] for table in _READ}))
     size = sum(_size(part) for days in batches for day in days for part in listed["samples"].get(day, ()))
-    seconds = next(seconds for most, seconds in RESOLUTIONS_S if size <= most)
+    seconds = FINE_S if size <= FINE_BYTES else COARSE_S
     connection.execute(f"CREATE OR REPLACE TEMP VIEW resolution AS SELECT {seconds} AS seconds")
     for days in batches:
         parts = {table: [part for day in days for part in listed[table].get(day, ())] for table in _READ}

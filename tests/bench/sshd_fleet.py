@@ -213,7 +213,7 @@ class Logs:
         """The files, which end at now, Unix s. What is there is written over."""
         rng = random.Random(seed)
         names = [f"celery-worker@queue{at}.service" for at in range(self.units)]
-        started = now - self.days * DAY - 60
+        started = now - max(self.days * DAY, self.hours * HOUR) - 60
         workers = [(1000 + 17 * at, names[at % self.units]) for at in range(self.units * self.processes)]
 
         def sizes(when: float, spread_kb: int) -> list[int]:

@@ -871,7 +871,7 @@ def test_a_host_reads_the_same_out_of_the_store_as_from_its_files(fleet: Fleet) 
 
 
 def test_of_a_minute_the_smallest_sample_is_taken_and_of_several_the_earliest(fleet: Fleet, monkeypatch: Any) -> None:
-    monkeypatch.setattr(store, "RESOLUTIONS_S", ((1 << 63, 60.0),))
+    monkeypatch.setattr(store, "FINE_S", 60.0)
     lines = [sample(30, 90, tasks=1), sample(45, 80), sample(20, 80, tasks=9), sample(59.99, 85), sample(60, 70)]
     ending = [sample(10, 0), sample(70, 0), sample(130, 0)]
     swapped = sample(125, 50).replace(",,,,,,", ",,,7,,,")
@@ -884,13 +884,13 @@ def test_the_more_samples_a_host_has_the_fewer_of_them_are_told_apart(fleet: Fle
     fleet.log("w-1", "samples/samples-1.csv", *(sample(n, 80 + n) for n in range(0, 1200, 5)))
     fleet.collect("w-1")
     (size,) = [part.stat().st_size for part in fleet.store.glob("samples/*/*/*.parquet")]
-    for fine, coarse, told in ((size, size, 240), (size - 1, size, 20), (size - 1, size - 1, 2)):
-        monkeypatch.setattr(store, "RESOLUTIONS_S", ((fine, 1.0), (coarse, 60.0), (1 << 63, 600.0)))
+    for most, told in ((size, 240), (size - 1, 2)):
+        monkeypatch.setattr(store, "FINE_BYTES", most)
         assert [len(one) for one in floors(read_host(fleet.store, "w-1")).values()] == [told]
 
 
 def test_a_floor_has_its_own_count_of_tasks_though_it_is_not_known(fleet: Fleet, monkeypatch: Any) -> None:
-    monkeypatch.setattr(store, "RESOLUTIONS_S", ((1 << 63, 60.0),))
+    monkeypatch.setattr(store, "FINE_S", 60.0)
     fleet.log("w-1", "samples/samples-1.csv", sample(20, 80), sample(30, 90, tasks=9))
     fleet.collect("w-1")
     assert floors(read_host(fleet.store, "w-1")) == {7: [(20, 80, None, 2)]}
