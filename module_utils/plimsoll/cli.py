@@ -8,15 +8,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, canaries, query, report, scheduled
+from . import __version__, canaries, proof, query, remedy, remedylog, report, scheduled
 from .files import write_whole
 from .findings import Before, Findings, changes, findings, stamp
 from .formats import HostData, InputError, files_of, read_host
 from .lines import STDIN, name_of
+from .series import Worker, workers_of
 from .store import CURSORS, DAY, HOSTS, Host, ingest, read_hosts
 from .store import read_host as read_stored
 
@@ -96,11 +97,11 @@ def analyse(given: argparse.Namespace) -> int:
     return LEAKS if given.fail_on == "leaking" and document["fleet"]["leaking"] else DONE
 
 
-def judge(paths: Sequence[Path], form: str, out: Path | None) -> Findings:
+def judge(paths: Sequence[Path], form: str, out: Path | None, quiet: bool = False) -> Findings:
     """The findings of what is at the paths, said as text, json or html, and left in out with the report."""
     before = _before(out / "findings.json") if out else None
     # The table has the notes in it.
-    document, verdicts = findings(read(paths, form != "text"), time.time(), before)
+    document, verdicts = findings(read(paths, form != "text"), time.time(), before, _remedies(paths))
     page = report.html(document, verdicts) if form == "html" or out else ""
     if out:
         out.mkdir(parents=True, exist_ok=True)
@@ -112,10 +113,23 @@ def judge(paths: Sequence[Path], form: str, out: Path | None) -> Findings:
         "json": lambda: _json(document).rstrip(),
         "html": lambda: page,
     }
+    if quiet:
+        return document
     _say(shown[form]())
     if out and form == "text":
         _say(f"report: {(out / REPORT).resolve()}")
     return document
+
+
+def _remedies(paths: Sequence[Path]) -> dict[tuple[str, str], remedylog.Remedy]:
+    """What the logs of remediation in these stores say of each worker."""
+    found = {}
+    for path in paths:
+        if path != STDIN and (path / HOSTS).exists():
+            for name, one in remedylog.known(remedylog.read_log(path)).items():
+                if told := remedylog.remedy(one):
+                    found[name] = told
+    return found
 
 
 def stand(store: Path, out: Path) -> bool:
@@ -124,7 +138,7 @@ def stand(store: Path, out: Path) -> bool:
     By times of modification, as make goes: the page is newer than what the store has of every host and than the code,
     and of this day, as a day that is over may take what is too old with it; and as many hosts were reached as then.
     """
-    made = [*(store / CURSORS).glob("*.json"), *Path(__file__).parent.glob("*.*")]
+    made = [*(store / CURSORS).glob("*.json"), *store.glob(remedylog.LOG), *Path(__file__).parent.glob("*.*")]
     try:
         judged = (out / REPORT).stat().st_mtime
         if judged // DAY != time.time() // DAY or judged <= max(one.stat().st_mtime for one in made):
@@ -182,6 +196,39 @@ def _asked() -> Any:
         raise InputError(f"standard input: {error}") from None
 
 
+def _asked_of(**sound: Callable[[object], bool]) -> dict[str, Any]:
+    """An object that has each of these names, with what is sound there. Raises InputError."""
+    asked = _asked()
+    for name, is_sound in sound.items():
+        if not isinstance(asked, dict) or not is_sound(asked.get(name)):
+            raise InputError(
+                f"standard input: needs an object with {', '.join(sound)}, and {name} is not what it has to be"
+            )
+    return dict(asked)
+
+
+def _object(one: object) -> bool:
+    return isinstance(one, dict)
+
+
+def _declared(one: object) -> bool:
+    """Of each host its celery_worker_instances, or null."""
+    return isinstance(one, dict) and all(
+        each is None or (isinstance(each, list) and all(isinstance(it, dict) and "name" in it for it in each))
+        for each in one.values()
+    )
+
+
+def _acts(one: object) -> bool:
+    return isinstance(one, list) and all(
+        isinstance(act, dict)
+        and all(isinstance(act.get(name), str) for name in ("id", "host", "unit", "act", "reason"))
+        and isinstance(act.get("settings"), list)
+        and isinstance(act.get("prove_s"), (int, float))
+        for act in one
+    )
+
+
 def take_in(given: argparse.Namespace) -> int:
     asked = _asked()
     if not isinstance(asked, dict) or not _askable(asked.get("fleet"), asked.get("hosts")):
@@ -231,6 +278,75 @@ def ask(given: argparse.Namespace) -> int:
         _say_all(query.answer(given.store, sql, given.format))
     except KeyboardInterrupt:
         return INTERRUPTED
+    return DONE
+
+
+def remedies(given: argparse.Namespace) -> int:
+    """Prove what was done before, and plan; with --check nothing is noted."""
+    asked, now = _asked_of(declared=_declared, states=_object, policy=_object), time.time()
+    policy = remedy.policy_of(asked["policy"])
+    if not given.check:
+        remedylog.take_lock(given.store)
+    log = remedylog.read_log(given.store)
+    states = remedy.sound_states(asked["states"])
+    found = remedy.recovered(remedylog.known(log), states, now)
+    proved, said = list[remedylog.Entry](), list[str]()
+    if given.absent:
+        made = remedy.removal(asked["declared"], states, policy)
+    else:
+        document = canaries.read_findings(given.findings)
+        proved, said = _proofs(given.store, [*log, *found], now)
+        had = remedylog.known([*log, *found, *proved])
+        # Those too of a run that was ended before it had taken them back.
+        worse = [name for name, one in had.items() if one.stands and one.stands.get("verdict") == remedylog.WORSE]
+        made = remedy.plan(document, asked["declared"], states, had, policy, now=now, worse=worse)
+    if not given.check:
+        remedylog.append(given.store, [*found, *proved, *remedy.planned(made, now)])
+    left = sum(one.open for one in remedylog.known([*log, *found, *proved]).values())
+    _say(json.dumps({**made, "text": "\n".join([*said, *made["say"]]), "open": left}))
+    return DONE
+
+
+def _proofs(store: Path, log: Sequence[remedylog.Entry], now: float) -> tuple[list[remedylog.Entry], list[str]]:
+    """What of the acts that wait for a proof can be told by what the store has; and what is to be said of each."""
+    waiting = {name: one.act for name, one in remedylog.known(log).items() if one.open and one.act is not None}
+    workers: dict[tuple[str, str], Worker] = {}
+    for host in sorted({host for host, _ in waiting}):
+        for one in workers_of(read_stored(store, host)):
+            workers[one.host, one.unit] = one
+    proved, said = [], []
+    for name, act in waiting.items():
+        entry, line = proof.settled(act, workers.get(name), now)
+        proved += [entry] if entry else []
+        said.append(line)
+    return proved, said
+
+
+def note_remedies(given: argparse.Namespace) -> int:
+    """What came of the acts on one host."""
+    asked = _asked_of(acts=_acts, came=_object)
+    entries, said = remedy.outcomes(asked["acts"], asked["came"], time.time())
+    remedylog.append(given.store, entries)
+    _say_all(said)
+    return DONE
+
+
+def prove(given: argparse.Namespace) -> int:
+    """Prove what can be, put it into the findings, and plan what is to be taken back."""
+    asked, now = _asked_of(declared=_declared, policy=_object), time.time()
+    policy = remedy.policy_of(asked["policy"])
+    log = remedylog.read_log(given.store)
+    proved, said = _proofs(given.store, log, now)
+    remedylog.append(given.store, proved)
+    worse = {(one["host"], one["unit"]) for one in proved if one["verdict"] == remedylog.WORSE and one.get("settings")}
+    back = remedy.taken_back(asked["declared"], worse, policy)
+    remedylog.append(given.store, remedy.planned(back, now))
+    left = sum(one.open for one in remedylog.known([*log, *proved]).values())
+    if proved:
+        # So that the report says it too.
+        judge([given.store], "text", given.findings.parent, quiet=True)
+        said.append(f"report: {(given.findings.parent / REPORT).resolve()}")
+    _say(json.dumps({"text": "\n".join(said), "open": left, "back": back}))
     return DONE
 
 
@@ -294,6 +410,19 @@ def parser() -> argparse.ArgumentParser:
     six.add_argument("sql", metavar="SQL", help="one SELECT, or - for standard input")
     six.add_argument("--format", choices=["table", "csv", "json"], default="table", help="of standard output: table")
     six.set_defaults(run=ask)
+    seven = verbs.add_parser("remedies", help="prove what was done before, and plan (remediate.yml does)")
+    seven.add_argument("store", type=Path, metavar="STORE")
+    seven.add_argument("findings", type=Path, metavar="FINDINGS.JSON")
+    seven.add_argument("--check", action="store_true", help="note nothing, and let other runs be")
+    seven.add_argument("--absent", action="store_true", help="plan to take all of it away")
+    seven.set_defaults(run=remedies)
+    eight = verbs.add_parser("remedied", help="note what was done on a host (remediate.yml does)")
+    eight.add_argument("store", type=Path, metavar="STORE")
+    eight.set_defaults(run=note_remedies)
+    nine = verbs.add_parser("prove", help="say which acts have helped (remediate.yml does)")
+    nine.add_argument("store", type=Path, metavar="STORE")
+    nine.add_argument("findings", type=Path, metavar="FINDINGS.JSON")
+    nine.set_defaults(run=prove)
     return top
 
 

@@ -8,12 +8,14 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from statistics import median
 from typing import Any, TypedDict
 
-from .detect import Pattern, Verdict, judge
+from .detect import WARM_SHARE, Pattern, Verdict, judge
 from .diagnose import Advice, Culprit, Hold, Kind, advice, culprits, holds, leak_class
 from .diagnose import evidence as traced
 from .formats import HostData, Incident, Trace, printable
+from .remedylog import CONTAINED, Remedy
 from .samples import MOST_INCIDENTS
 from .series import Worker, workers_of
 from .store import Host
@@ -23,12 +25,19 @@ SCHEMA = 1
 WORTH_A_POOL = 200
 # What is held of hosts that wait for their verdicts is bounded by their number.
 HOSTS_AHEAD = 8
+# Of MemoryHigh, what a worker may hold that is contained.
+NEAR = 0.9
+# Of all that a worker's processes gained, what those of one role must have, to be where it leaks.
+MOST_OF_IT = 0.6
 # Of a line that tells what happened to a worker.
 INCIDENT_LENGTH = 160
 
 
 class Finding(TypedDict):
     """One worker. growth_* in KiB an hour with its 95 % interval, level and limits in KiB; None where not known.
+
+    grows_in: main or child, where most of the growth of a leak is; begins_kb what a process of those holds once it has
+    warmed up.
 
     docs/findings.schema.json has every field.
     """
@@ -43,6 +52,8 @@ class Finding(TypedDict):
     growth_high: float
     growth_kb_per_1000_tasks: float | None
     growth_follows: str | None
+    grows_in: str | None
+    begins_kb: float | None
     generations: int
     samples: int
     span_hours: float
@@ -60,7 +71,7 @@ class Finding(TypedDict):
     holds: list[Hold]
     evidence: list[str]
     advice: Advice | None
-    remedy: None
+    remedy: Remedy | None
 
 
 class Soonest(TypedDict):
@@ -113,12 +124,17 @@ class Findings(TypedDict):
 
 
 def findings(
-    read: Iterable[tuple[Host, HostData | None]], now: float, before: Before | None = None
+    read: Iterable[tuple[Host, HostData | None]],
+    now: float,
+    before: Before | None = None,
+    remedies: Mapping[tuple[str, str], Remedy] | None = None,
 ) -> tuple[Findings, list[Verdict]]:
     """The document and, in the same order, the verdicts that it was made of. now in Unix seconds.
 
-    read may read as it goes: of each host no more than its series is kept. before is what the last findings said.
+    read may read as it goes: of each host no more than its series is kept. before is what the last findings said,
+    remedies what was done to each worker (host, unit).
     """
+    done = remedies or {}
     found: list[tuple[Finding, Verdict]] = []
     hosts: list[Host] = []
     for host, traces, incidents, verdicts in _judged(read):
@@ -126,7 +142,9 @@ def findings(
         for verdict in verdicts:
             unit = verdict.worker.unit
             records = [one for one in traces if one.get("unit") == unit]
-            found.append((_finding(verdict, records, [one for one in incidents if one.unit == unit]), verdict))
+            finding = _finding(verdict, records, [one for one in incidents if one.unit == unit])
+            _remedied(finding, done.get((finding["host"], unit)))
+            found.append((finding, verdict))
     found.sort(key=lambda one: _urgency(one[0]))
     workers = [finding for finding, _ in found]
     document: Findings = {
@@ -319,6 +337,7 @@ def _finding(verdict: Verdict, traces: Iterable[Trace], incidents: Iterable[Inci
         "growth_high": round(rate.high, 1) + 0.0,
         "growth_kb_per_1000_tasks": _rounded(verdict.kb_per_1000_tasks, 1),
         "growth_follows": verdict.follows,
+        **_grown(verdict),
         "generations": len(worker.generations),
         "samples": worker.samples,
         "span_hours": round(worker.span_hours, 3),
@@ -338,6 +357,38 @@ def _finding(verdict: Verdict, traces: Iterable[Trace], incidents: Iterable[Inci
         "advice": advice(kind),
         "remedy": None,
     }
+
+
+def _remedied(one: Finding, remedy: Remedy | None) -> None:
+    """Note what was done. One that is contained, and is not near its limit in spite of that, does not meet it."""
+    one["remedy"] = remedy
+    level, high = one["level_kb"], one["memory_high_kb"]
+    if remedy and remedy["state"] == CONTAINED and (level is None or high is None or level < NEAR * high):
+        one["hours_to_memory_high"] = one["hours_to_memory_max"] = None
+        one["hours_to_memory_high_earliest"] = one["hours_to_memory_max_earliest"] = None
+        one["hours_to_memory_high_latest"] = one["hours_to_memory_max_latest"] = None
+
+
+class _Grown(TypedDict):
+    grows_in: str | None
+    begins_kb: float | None
+
+
+def _grown(verdict: Verdict) -> _Grown:
+    """In the processes of which role a leak grows, by what each gained in its life; and what one begins with."""
+    none: _Grown = {"grows_in": None, "begins_kb": None}
+    if not verdict.pattern.leaking:
+        return none
+    gained: dict[str, float] = {}
+    begins: dict[str, list[float]] = {}
+    for one in verdict.worker.generations:
+        warm = one.sizes[int(len(one.sizes) * WARM_SHARE) :]
+        gained[one.role] = gained.get(one.role, 0.0) + max(0.0, float(warm[-1] - warm[0]))
+        begins.setdefault(one.role, []).append(float(warm[0]))
+    role = max(gained, key=lambda name: gained[name], default="")
+    if not role or gained[role] < MOST_OF_IT * sum(gained.values()):
+        return none
+    return {"grows_in": role, "begins_kb": round(median(begins[role]), 0)}
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

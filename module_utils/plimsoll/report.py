@@ -175,6 +175,21 @@ def advised(one: Finding) -> list[str]:
     return [f"{one['leak_class'].replace('_', ' ')}: {advice['text']} ({advice['link']})"] if advice else []
 
 
+def state(one: Finding) -> str:
+    """Behind the pattern: what became of the last act on it; empty for none."""
+    return f", {one['remedy']['state'].replace('_', ' ')}" if one["remedy"] else ""
+
+
+def remedied(one: Finding) -> list[str]:
+    """What was done about it and what that has brought."""
+    done = one["remedy"]
+    if done is None:
+        return []
+    what = f" ({', '.join(done['settings'])})" if done["settings"] else ""
+    state = "done, not proven yet" if done["state"] == "done" else done["state"].replace("_", " ")
+    return [f"{done['act']}{what}: {state}, {done['time'][:16].replace('T', ' ')} UTC: {done['why']}"]
+
+
 def _percent(share: float | None) -> str:
     return "?" if share is None else f"{100 * share:.0f} %"
 
@@ -188,12 +203,13 @@ def text(document: Findings, verdicts: Sequence[Verdict] | None) -> str:
     notes: list[list[str]] = [[]]
     sparks = map(sparkline, verdicts) if verdicts is not None else itertools.repeat("")
     for one, spark in zip(document["workers"], sparks):
-        pattern = ("LEAK " if one["leaking"] else "") + one["pattern"]
+        pattern = ("LEAK " if one["leaking"] else "") + one["pattern"] + state(one)
         unit = one["unit"].removesuffix(".service")
         rows.append((one["host"], unit, pattern, growth(one), left(one), spark))
         said = [*forecast(one), *map(blame, one["culprits"]), *one["evidence"], *advised(one)]
         said = said if one["leaking"] or one["culprits"] else []
-        notes.append(said if one["pattern"] != "insufficient_data" else one["evidence"])
+        said = said if one["pattern"] != "insufficient_data" else one["evidence"]
+        notes.append([*remedied(one), *said])
     widths = [max(len(printable(row[column])) for row in rows) for column in range(len(rows[0]))]
     # What does not fit is cut from the longer of the two names.
     while sum(widths) + 2 * (len(widths) - 1) > WIDTH and max(widths[:2]) > NAME:
@@ -281,6 +297,8 @@ def html(document: Findings, verdicts: Sequence[Verdict]) -> str:
         forecast=forecast,
         blame=blame,
         advised=advised,
+        remedied=remedied,
+        state=state,
         short=short,
         missing=missing,
         parts=parts,

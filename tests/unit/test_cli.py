@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from plimsoll import __version__, cli
 from plimsoll.bundle import Cursor, listing, pack, plan
@@ -451,6 +452,190 @@ def test_a_store_that_somebody_else_writes_to_is_an_error(tmp_path: Path, capsys
         code, out, err = ingest(capsys, monkeypatch, tmp_path, {"fleet": [], "hosts": []})
     said = "process ? is writing to the store; collect again when it has ended"
     assert (code, out, err) == (2, "", f"plimsoll: {tmp_path}/store/.lock: {said}\n")
+
+
+# ---- remediation ----
+
+POLICY = {
+    **{"max_age_h": 24, "acts": ["recycle", "contain", "allocator"], "recycle_within_h": 12, "cordon": []},
+    **{"least_tasks_per_child": 100, "least_uptime_h": 1, "share_percent": 25, "hosts_at_a_time": 10},
+}
+GATE = {
+    **{"unit": UNIT, "active": True, "since": T0 - 60.0, "dropin": "", "changed": T0 - 90.0, "args": ""},
+    **{"memory_high_kb": 1 << 20, "jemalloc": "", "systemd": 252},
+}
+DECLARED = {"w-1": [{"name": "gate", "queues": ["gate"], "pool": "prefork", "concurrency": 2}], "w-2": None}
+PLANNED: dict[str, Any] = {"declared": DECLARED, "states": {"w-1": {"workers": [GATE]}}, "policy": POLICY}
+PROVES = {"declared": DECLARED, "policy": POLICY}
+
+
+class Remediation:
+    """A store whose findings stand, and the verbs of remediate.yml on it."""
+
+    def __init__(self, store: Path, capsys: Any, monkeypatch: Any) -> None:
+        self.store, self.out, self.capsys, self.monkeypatch = store, store.parent / "out", capsys, monkeypatch
+        self.at(NOW)
+        run(capsys, "analyse", store, "--out", self.out)
+
+    def at(self, now: float) -> None:
+        self.monkeypatch.setattr(cli.time, "time", lambda: now)
+
+    def ask(self, asked: Any, verb: str, *more: str) -> tuple[int, str, str]:
+        text = asked if isinstance(asked, str) else json.dumps(asked)
+        self.monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        where = [self.store] if verb == "remedied" else [self.store, self.out / "findings.json"]
+        return run(self.capsys, verb, *where, *more)
+
+    def told(self, asked: Any, *words: str) -> Any:
+        code, out, err = self.ask(asked, *words)
+        assert (code, err) == (0, "")
+        return json.loads(out)
+
+    def left(self, asked: Any, *words: str) -> str:
+        """Why the worker that leaks is left."""
+        (why,) = (one["why"] for one in self.told(asked, *words)["told"] if (one["host"], one["unit"]) == ("w-1", UNIT))
+        return str(why)
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        path = self.store / "remediation.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def do(self) -> None:
+        """Plans at NOW, and a minute later the act is done."""
+        (act,) = self.told(PLANNED, "remedies")["acts"]
+        self.at(NOW + 60)
+        one = {"id": act["id"], "done": True, "changed": True, "why": "", "ended": NOW + 50, "away_s": 7.2}
+        code, out, err = self.ask({"acts": [act], "host": "w-1", "came": {"outcomes": [one]}}, "remedied")
+        assert (code, out, err) == (0, "w-1 gate: contain: done in 7 s\n", "")
+
+
+@pytest.fixture
+def remediation(store: Path, capsys: Any, monkeypatch: Any) -> Remediation:
+    return Remediation(store, capsys, monkeypatch)
+
+
+def test_what_is_to_be_done_is_planned_and_noted_and_with_check_nothing_is(remediation: Remediation) -> None:
+    before = sorted(remediation.store.rglob("*"))
+    looked = remediation.told(PLANNED, "remedies", "--check")
+    assert [(one["host"], one["act"]) for one in looked["acts"]] == [("w-1", "contain")]
+    assert looked["waves"] == [["w-1"]] and "CONTAIN w-1 gate: " in looked["text"] and looked["open"] == 0
+    # No log, and no lock.
+    assert sorted(remediation.store.rglob("*")) == before
+    assert remediation.told(PLANNED, "remedies") == looked
+    assert [(one["event"], one["act"], one["time"]) for one in remediation.log] == [("planned", "contain", NOW)]
+    assert (remediation.store / ".remediation.lock").exists()
+
+
+def test_a_remediation_beside_another_plans_nothing_and_may_look(remediation: Remediation) -> None:
+    parent = psutil.Process().parent()
+    assert parent is not None
+    lock = {"pid": parent.pid, "created": round(parent.create_time(), 2)}
+    (remediation.store / ".remediation.lock").write_text(json.dumps(lock))
+    code, out, err = remediation.ask(PLANNED, "remedies")
+    assert (code, out) == (2, "") and err.startswith("plimsoll: another remediation is under way: process ")
+    assert remediation.log == [] and remediation.told(PLANNED, "remedies", "--check")["acts"]
+
+
+def test_a_remedy_is_noted_and_is_in_the_findings(remediation: Remediation, capsys: Any) -> None:
+    remediation.do()
+    assert [one["event"] for one in remediation.log] == ["planned", "done"]
+    text = " ".join(run(capsys, "analyse", remediation.store)[1].split())
+    act = r"contain \(.*--max-memory-per-child=412876.*\)"
+    assert "LEAK growing, done" in text and re.search(f"{act}: done, not proven yet, 2025-11-25 06:00 UTC: ", text)
+    document = json.loads(run(capsys, "analyse", remediation.store, "--format", "json")[1])
+    remedies = {one["host"]: one["remedy"] for one in document["workers"]}
+    assert remedies["w-2"] is None and (remedies["w-1"]["act"], remedies["w-1"]["state"]) == ("contain", "done")
+    assert remediation.left(PLANNED, "remedies", "--check").startswith("contain was done ")
+
+
+def test_before_its_time_a_remedy_is_not_proven(remediation: Remediation) -> None:
+    remediation.do()
+    was = (remediation.out / "findings.json").read_text()
+    told = remediation.told(PROVES, "prove")
+    assert told["text"].startswith("w-1 gate: contain: not proven yet: ") and told["open"] == 1
+    assert told["back"]["acts"] == [] and len(remediation.log) == 2
+    assert (remediation.out / "findings.json").read_text() == was
+
+
+def sample_on(root: Path, begin: float, hours: int) -> None:
+    """Of w-1's next process, which does not grow, taken into the store as collect.yml does."""
+    rows = (f"{begin + 900 * n},8,60000,celery,{UNIT},{begin},child\n" for n in range(4 * hours))
+    (root / "w-1/samples/samples-2.csv").write_text(HEADER + "".join(rows))
+    bounds: Any = {"max_bytes": 1 << 20, "keep_days": 30, "keep_rollups_days": 30, "now": begin + 3600 * hours}
+    take_in(root / "inbox", root / "store", ["w-1"], [send(root, "w-1")], **bounds)
+
+
+def test_a_remedy_that_has_helped_is_proven_and_the_report_says_so(remediation: Remediation, tmp_path: Path) -> None:
+    remediation.do()
+    sample_on(tmp_path, NOW + 60, 25)
+    remediation.at(NOW + 25 * 3600)
+    told = remediation.told(PROVES, "prove")
+    assert told["open"] == 0 and told["back"]["acts"] == [] and ": contain: REMEDIED: " in told["text"]
+    proven = remediation.log[-1]
+    assert (proven["event"], proven["verdict"]) == ("proven", "remedied")
+    document = json.loads((remediation.out / "findings.json").read_text())
+    (one,) = (one["remedy"] for one in document["workers"] if one["host"] == "w-1")
+    assert (one["state"], one["before"]["pattern"], one["after"]["pattern"]) == ("remedied", "growing", "plateau")
+    assert ", remedied" in (remediation.out / "report.html").read_text()
+    again = remediation.told(PROVES, "prove")
+    assert (again["open"], again["text"]) == (0, "") and remediation.log[-1] == proven
+
+
+def test_a_remedy_that_was_worse_is_taken_back_where_the_run_that_proved_it_was_interrupted(
+    remediation: Remediation,
+) -> None:
+    remediation.do()
+    last = {**remediation.log[-1], "event": "proven", "verdict": "worse", "why": "2 OOM kills since"}
+    with (remediation.store / "remediation.jsonl").open("a") as file:
+        file.write(json.dumps(last) + "\n")
+    there = {**PLANNED, "states": {"w-1": {"workers": [{**GATE, "dropin": "[Service]\n"}]}}}
+    for _ in range(2):
+        (act,) = remediation.told(there, "remedies")["acts"]
+        assert (act["act"], act["reason"]) == ("remove", "it has become worse with it")
+    # Where nothing is there to be taken away, a person is told why no more is done.
+    assert "contain was of no use to it before (worse, " in remediation.left(PLANNED, "remedies")
+
+
+def test_a_log_of_remediation_that_is_damaged_is_named_and_nothing_is_planned(remediation: Remediation) -> None:
+    path = remediation.store / "remediation.jsonl"
+    path.write_text("oops\n{}\n")
+    for asked, verb in ((PLANNED, "remedies"), (PROVES, "prove")):
+        code, out, err = remediation.ask(asked, verb)
+        assert (code, out) == (2, "") and err.startswith(f"plimsoll: {path}:1: damaged; ") and err.count("\n") == 1
+
+
+def test_all_remedies_are_taken_away_without_findings(remediation: Remediation) -> None:
+    (remediation.out / "findings.json").unlink()
+    asked = {**PLANNED, "states": {"w-1": {"workers": [{**GATE, "dropin": "[Service]\n"}]}, "w-2": {"msg": "down"}}}
+    made = remediation.told(asked, "remedies", "--absent")
+    assert [one["act"] for one in made["acts"]] == ["remove"] == [one["act"] for one in remediation.log]
+    assert [one["why"] for one in made["told"]] == ["its state is not known: down"]
+
+
+ACT = {"id": "1", "host": "w-1", "unit": UNIT, "act": "contain", "reason": "", "settings": [], "prove_s": 1.0}
+NOT_OBJECTS: list[Any] = [None, [], "x"]
+WRONG: list[tuple[str, Any]] = [
+    *((verb, text) for verb in ("remedies", "remedied", "prove") for text in ("", "{", "5", "null", "[]", "{}")),
+    *(("remedies", {**PLANNED, name: wrong}) for name in PLANNED for wrong in NOT_OBJECTS),
+    *(("remedies", {name: PLANNED[name] for name in PLANNED if name != gone}) for gone in PLANNED),
+    *(("remedies", {**PLANNED, "declared": {"w-1": wrong}}) for wrong in [*NOT_OBJECTS[2:], {}, [5], [{}]]),
+    *(("remedies", {**PLANNED, "policy": {**POLICY, "max_age_h": wrong}}) for wrong in NOT_OBJECTS),
+    *(("prove", {"declared": DECLARED, "policy": wrong}) for wrong in [*NOT_OBJECTS, {}]),
+    ("prove", {"declared": [], "policy": POLICY}),
+    *(("remedied", {"acts": wrong, "came": {}}) for wrong in [*NOT_OBJECTS[2:], None, {}, [5], [{}]]),
+    *(("remedied", {"acts": [{**ACT, name: None}], "came": {}}) for name in ACT),
+    *(("remedied", {"acts": [ACT], "came": wrong}) for wrong in NOT_OBJECTS),
+]
+
+
+def test_wrong_input_of_a_remediation_is_one_line_and_nothing_is_noted(remediation: Remediation) -> None:
+    before = sorted(remediation.store.rglob("*"))
+    for verb, asked in WRONG:
+        code, out, err = remediation.ask(asked, verb)
+        assert (code, out, err.count("\n")) == (2, "", 1), (verb, asked)
+        assert err.startswith("plimsoll: standard input: "), (verb, asked)
+    assert sorted(remediation.store.rglob("*")) == before
 
 
 # ---- as a program ----

@@ -1,0 +1,708 @@
+"""What is to be done about each worker that leaks: of the findings, the fleet's state, the log and a policy. Pure.
+
+An act is data: what it writes, why, what it is to bring, what it may harm and how it is undone; `--check --diff` prints
+that, and the roll does no more. docs/remediation.md has each act with when it helps and when it harms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, TypedDict, cast
+
+from .canaries import INSTANCES
+from .diagnose import short as short_file
+from .findings import NEAR, Finding, Findings
+from .formats import printable
+from .limits import CHILDREN_SHARE, MAIN, SMALLEST
+from .lines import InputError
+from .remedylog import CONTAINED, CORDON, Entry, Known
+from .report import size, span
+
+# Acts that change a worker, from the mildest on; and cordon, which a person asks for by name.
+RECYCLE, CONTAIN, ALLOCATOR, REMOVE = "recycle", "contain", "allocator", "remove"
+# Of MemoryHigh, what a worker may reach before its next restart by the clock: the guard acts at 90 %.
+CLOCK_SHARE = 0.8
+# Of the time that growth takes to there, by which a restart comes before it: the load may be higher than it was.
+CLOCK_MARGIN = 0.8
+# Of a hundred hours, so many are nothing to a fleet that is restarted at night anyway.
+LONGEST_CLOCK_H = 7 * 24.0
+# A proof takes as long as what found the leak did, seconds, and at least and at most:
+SHORTEST_PROOF_S, LONGEST_PROOF_S = 120.0, 86400.0
+# Children that must have left by themselves before it is said that they do.
+LIVES_OF_PROOF = 3
+# systemd that has RuntimeRandomizedExtraSec.
+RANDOMIZED = 250
+
+
+class State(TypedDict):
+    """A worker's unit as its host has it. Times in Unix seconds, None for never; sizes in KiB, None for no limit.
+
+    dropin is the text of 60-remedy.conf, empty for none, and changed when the drop-ins last were. args is what Celery
+    is started with, the last of the same option counting. jemalloc is the path of the library, empty for none, systemd
+    a version.
+    """
+
+    unit: str
+    active: bool
+    since: float | None
+    dropin: str
+    changed: float | None
+    args: str
+    memory_high_kb: int | None
+    jemalloc: str
+    systemd: int
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a run may do; the variables of roles/remediation, which has their meaning."""
+
+    max_age_h: float = 24.0
+    acts: tuple[str, ...] = (RECYCLE, CONTAIN, ALLOCATOR)
+    recycle_within_h: float = 12.0
+    least_tasks_per_child: int = 100
+    least_uptime_h: float = 1.0
+    share_percent: int = 25
+    hosts_at_a_time: int = 10
+    cordon: tuple[str, ...] = ()
+
+
+class Act(TypedDict):
+    """One act on one worker. settings are the lines of its drop-in, since is when the worker had begun by its state.
+
+    prove_s: how long after it, in seconds, a proof may be tried.
+    """
+
+    id: str
+    host: str
+    unit: str
+    act: str
+    settings: list[str]
+    dropin: str
+    queues: list[str]
+    since: float | None
+    reason: str
+    effect: str
+    risk: str
+    undo: str
+    prove_s: float
+
+
+class Told(TypedDict):
+    """A worker that is left as it is, and why, or what a person is to do; unit is empty for a host as a whole."""
+
+    host: str
+    unit: str
+    why: str
+
+
+class Plan(TypedDict):
+    """waves: hosts that may be at work at the same time, one worker of each. say is for people."""
+
+    generated: str
+    acts: list[Act]
+    waves: list[list[str]]
+    told: list[Told]
+    say: list[str]
+
+
+# ---- the choice ----
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """A finding with all that its act is chosen by."""
+
+    found: Finding
+    state: State
+    declared: Mapping[str, Any]
+    known: Known
+    policy: Policy
+
+    @property
+    def pool(self) -> str:
+        return str(self.declared.get("pool") or "prefork")
+
+    @property
+    def queues(self) -> list[str]:
+        return [str(one) for one in self.declared.get("queues", ["celery"])]
+
+    @property
+    def high_kb(self) -> float | None:
+        """What memory is to stay below."""
+        return self.state["memory_high_kb"] or self.found["memory_high_kb"] or self.found["memory_max_kb"]
+
+    @property
+    def child_kb(self) -> float | None:
+        """At which children leave, by the options that it has been started with; None for never."""
+        most = None
+        for word in self.state["args"].split():
+            name, _, value = word.partition("=")
+            if name == "--max-memory-per-child" and value.isdigit():
+                most = int(value) or None
+        return most
+
+    @property
+    def child_budget_kb(self) -> float:
+        """What each child may have so that all of them are below MemoryHigh: the formula of limits.py."""
+        concurrency = int(self.declared.get("concurrency") or 2)
+        return ((self.high_kb or 0.0) * CHILDREN_SHARE - MAIN * 1024) / concurrency
+
+    def may(self, act: str) -> bool:
+        return act in self.policy.acts and act not in self.known.useless
+
+
+def plan(
+    document: Findings,
+    declared: Mapping[str, Sequence[Mapping[str, Any]] | None],
+    states: Mapping[str, Mapping[str, Any]],
+    had: Mapping[tuple[str, str], Known],
+    policy: Policy,
+    *,
+    now: float,
+    worse: Sequence[tuple[str, str]] = (),
+) -> Plan:
+    """What is to be done.
+
+    declared: of each host of the run, in the order of the inventory, its celery_worker_instances, None where it has
+    none of its own. states: of each host {"workers": [State]}, or {"msg": why there are none}. had is
+    what the log knows of workers; worse are those whose act proved so, and is taken back.
+
+    Raises InputError where the findings are older than policy.max_age_h, or newer than now.
+    """
+    made_at = datetime.fromisoformat(document["generated"]).timestamp()
+    if now - made_at > policy.max_age_h * 3600:
+        raise InputError(
+            f"the findings are {span((now - made_at) / 3600)} old, and the workers that they name may be others by now;"
+            f" run playbooks/collect.yml first (remediation_max_age_h allows {policy.max_age_h:g} h)"
+        )
+    if made_at - now > 300:
+        raise InputError("the findings are of a time to come: the clock of this computer, or of the one that made them")
+    acts, told = list[Act](), list[Told]()
+    back = removal(declared, states, policy, only=set(worse), why="it has become worse with it")
+    taken_back = {(act["host"], act["unit"]) for act in back["acts"]}
+    silent = {one["host"]: one["reason"] for one in document["hosts"] if not one["collected"]}
+    cordoned = set(policy.cordon)
+    for one in document["workers"]:
+        host, unit = one["host"], one["unit"]
+        mine = had.get((host, unit), Known())
+        if (host, unit) in taken_back:
+            continue
+        named = f"{host}:{short(unit)}" in cordoned
+        tight = _tight(one)
+        if not (one["leaking"] or named or tight):
+            continue
+        found = _place(one, declared, states, silent)
+        if isinstance(found, str):
+            told.append({"host": host, "unit": unit, "why": found})
+            continue
+        state, instance = found
+        worker = _Worker(one, state, instance, mine, policy)
+        chosen = _cordon(worker) if named else _choose(worker, made_at, now) if one["leaking"] else tight
+        if isinstance(chosen, str):
+            told.append({"host": host, "unit": unit, "why": chosen})
+        else:
+            acts.append(chosen)
+    missing = sorted(cordoned - {f"{one['host']}:{short(one['unit'])}" for one in document["workers"]})
+    told += [
+        {"host": one, "unit": "", "why": "remediation_cordon names it, and the findings do not"} for one in missing
+    ]
+    told += [
+        {"host": host, "unit": "", "why": f"it was not collected, so nothing is done there: {reason}"}
+        for host, reason in silent.items()
+        if host in declared
+    ]
+    return _made(document["generated"], [*back["acts"], *acts], [*back["told"], *told], declared, policy)
+
+
+def removal(
+    declared: Mapping[str, Sequence[Mapping[str, Any]] | None],
+    states: Mapping[str, Mapping[str, Any]],
+    policy: Policy,
+    *,
+    only: Collection[tuple[str, str]] | None = None,
+    why: str = "remediation_state is absent",
+) -> Plan:
+    """Takes away what remediation has left on the hosts: all of it, or of these workers only. As for plan()."""
+    acts, told = list[Act](), list[Told]()
+    for host in declared:
+        there = states.get(host, {})
+        if "workers" not in there and only is None:
+            why_not = printable(there.get("msg") or "it does not say why", 300)
+            told.append({"host": host, "unit": "", "why": f"its state is not known: {why_not}"})
+        for state in there.get("workers") or ():
+            # Taken away, and not restarted since, by a run that was interrupted.
+            half = not state["dropin"] and (state["changed"] or 0.0) >= (state["since"] or 0.0) and state["active"]
+            unit = state["unit"]
+            if not (state["dropin"] or half) or (only is not None and (host, unit) not in only):
+                continue
+            acts.append(
+                {
+                    "id": _id(host, unit, REMOVE, state["dropin"], str(state["since"])),
+                    "host": host,
+                    "unit": unit,
+                    "act": REMOVE,
+                    "settings": [],
+                    "dropin": "",
+                    "queues": _queues(unit, declared[host]),
+                    "since": state["since"],
+                    "reason": why,
+                    "effect": "the worker is as deploy.yml left it",
+                    "risk": "a warm shutdown: the worker takes no task until it is back, and leaks as it did before",
+                    "undo": "remediate.yml, which judges it anew",
+                    "prove_s": 0.0,
+                }
+            )
+    return _made("", acts, told, declared, policy)
+
+
+def _queues(unit: str, instances: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    named = (
+        one for one in (INSTANCES if instances is None else instances) if unit == f"celery-worker@{one['name']}.service"
+    )
+    return [str(queue) for one in named for queue in one.get("queues", ["celery"])]
+
+
+def _made(
+    generated: str,
+    acts: list[Act],
+    told: list[Told],
+    declared: Mapping[str, Sequence[Mapping[str, Any]] | None],
+    policy: Policy,
+) -> Plan:
+    order = list(declared)
+    acts = sorted(acts, key=lambda act: order.index(act["host"]))
+    in_waves = waves(acts, declared, policy)
+    made: Plan = {"generated": generated, "acts": acts, "waves": in_waves, "told": told, "say": []}
+    made["say"] = list(_say(made, policy))
+    return made
+
+
+def taken_back(
+    declared: Mapping[str, Sequence[Mapping[str, Any]] | None], worse: Collection[tuple[str, str]], policy: Policy
+) -> Plan:
+    """Takes the drop-ins of these workers away, whose act was done by this very run."""
+    there = {host: {"workers": [_dropped(unit) for at, unit in sorted(worse) if at == host]} for host in declared}
+    return removal(declared, there, policy, only=worse, why="it has become worse with it")
+
+
+def _dropped(unit: str) -> State:
+    return {
+        "unit": unit,
+        "active": True,
+        "since": None,
+        "dropin": "there",
+        "changed": None,
+        "args": "",
+        "memory_high_kb": None,
+        "jemalloc": "",
+        "systemd": 0,
+    }
+
+
+def planned(made: Plan, now: float) -> list[Entry]:
+    """Lines for the log, before anything is done."""
+    return [{**_entry(act), "time": now, "event": "planned"} for act in made["acts"]]
+
+
+def _entry(act: Mapping[str, Any]) -> Entry:
+    kept = ("id", "host", "unit", "act", "settings", "reason", "prove_s")
+    return cast(Entry, {name: act[name] for name in kept})
+
+
+def outcomes(acts: Sequence[Act], came: Mapping[str, Any], now: float) -> tuple[list[Entry], list[str]]:
+    """Lines for the log of what came of the acts on a host, and for people. came: what worker_remedy returned there."""
+    found = came.get("outcomes")
+    # In the order of the acts. Their ids may come hidden, as Ansible does with all that is in the environment too.
+    begun = found if isinstance(found, list) else []
+    entries, said = list[Entry](), list[str]()
+    for at, act in enumerate(acts):
+        name = f"{act['host']} {short(act['unit'])}: {act['act']}"
+        one = begun[at] if at < len(begun) and isinstance(begun[at], Mapping) else None
+        if one is None:
+            why = printable(" ".join(str(came.get("msg") or "its host did not say").split()), 400)
+            said.append(f"{name}: not begun: {why}")
+            continue
+        why = printable(" ".join(str(one.get("why") or "").split()), 1000)
+        done = one.get("done") is True
+        if not done and one.get("changed") is not True:
+            # Nothing was tried that could be of no use.
+            said.append(f"{name}: not begun: {why}")
+            continue
+        event = "failed" if not done else "removed" if act["act"] == REMOVE else "done"
+        # A host's clock may be anything.
+        ended, away = one.get("ended"), one.get("away_s")
+        when = float(ended) if isinstance(ended, (int, float)) and now - 86400 < ended <= now + 60 else now
+        away_s = float(away) if isinstance(away, (int, float)) and 0 <= away < 86400 else 0.0
+        entries.append({**_entry(act), "time": when, "event": event, "why": why, "away_s": away_s})
+        took = f" in {away_s:.0f} s" if done and away_s else ""
+        said.append(f"{name}: {event}{took}{': ' + why if why else ''}")
+    return entries, said
+
+
+def policy_of(given: Mapping[str, Any]) -> Policy:
+    """Of the variables of roles/remediation. Raises InputError for what is none."""
+    try:
+        return Policy(
+            max_age_h=float(given["max_age_h"]),
+            acts=tuple(given["acts"]),
+            recycle_within_h=float(given["recycle_within_h"]),
+            least_tasks_per_child=int(given["least_tasks_per_child"]),
+            least_uptime_h=float(given["least_uptime_h"]),
+            share_percent=int(given["share_percent"]),
+            hosts_at_a_time=int(given["hosts_at_a_time"]),
+            cordon=tuple(given["cordon"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"standard input: the policy is not whole: {error!r}") from None
+
+
+def recovered(had: Mapping[tuple[str, str], Known], states: Mapping[str, Mapping[str, Any]], now: float) -> list[Entry]:
+    """Lines for acts that a run had planned and that are in force, though it was interrupted before it could say so."""
+    found: list[Entry] = []
+    for (host, unit), one in had.items():
+        state = next((each for each in states.get(host, {}).get("workers") or () if each["unit"] == unit), None)
+        act, since = one.planned, (state or {}).get("since") or 0.0
+        if act is None or state is None or not state["active"] or since <= act["time"]:
+            continue
+        there = set(act.get("settings", [])) <= set(state["dropin"].splitlines())
+        in_force = there and since > (state["changed"] or 0.0)
+        if act["act"] == REMOVE and not state["dropin"]:
+            found.append({**act, "time": since, "event": "removed", "why": "found done"})
+        elif act["act"] in (CONTAIN, ALLOCATOR, RECYCLE) and in_force:
+            found.append({**act, "time": min(since, now), "event": "done", "why": "its run was interrupted"})
+    return found
+
+
+def sound_states(came: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What hosts say of their workers, as far as it is of the right shape: a host may say anything."""
+    found: dict[str, dict[str, Any]] = {}
+    for host, said in came.items():
+        workers = said.get("workers") if isinstance(said, Mapping) else None
+        if isinstance(workers, list) and all(map(_sound_state, workers)):
+            found[host] = {"workers": list(workers)}
+        else:
+            msg = said.get("msg") if isinstance(said, Mapping) else None
+            found[host] = {"msg": " ".join(str(msg or "what it said of its workers is not readable").split())}
+    return found
+
+
+def _sound_state(one: Any) -> bool:
+    numbers = ("since", "changed", "memory_high_kb")
+    return (
+        isinstance(one, Mapping)
+        and all(isinstance(one.get(name), str) for name in ("unit", "dropin", "args", "jemalloc"))
+        and all(one.get(name, 0) is None or isinstance(one.get(name), (int, float)) for name in numbers)
+        and isinstance(one.get("active"), bool)
+        and isinstance(one.get("systemd"), int)
+        # It becomes a line of a drop-in.
+        and re.fullmatch(r"(/[\w.+-]+)*", one["jemalloc"]) is not None
+    )
+
+
+def _place(
+    one: Finding,
+    declared: Mapping[str, Sequence[Mapping[str, Any]] | None],
+    states: Mapping[str, Mapping[str, Any]],
+    silent: Mapping[str, str],
+) -> tuple[State, Mapping[str, Any]] | str:
+    """The state of a worker and how it was declared; or why it is left alone."""
+    host, unit = one["host"], one["unit"]
+    if host not in declared:
+        return "its host is not in this run: left out by --limit, or no longer in the inventory"
+    if host in silent:
+        return f"its host was not collected: {silent[host]}"
+    instances = INSTANCES if declared[host] is None else declared[host]
+    instance = next((each for each in instances or () if unit == f"celery-worker@{each['name']}.service"), None)
+    if instance is None:
+        return "celery_worker_instances of its host does not declare it, so that its pool and queues are not known"
+    there = states.get(host, {})
+    state = next((each for each in there.get("workers") or () if each["unit"] == unit), None)
+    if state is None:
+        return f"its state is not known: {printable(there.get('msg') or 'the host has no such unit', 300)}"
+    if not state["active"]:
+        return "it does not run, so that nothing is to be gained; see systemctl status, and why"
+    return state, instance
+
+
+def _choose(worker: _Worker, made_at: float, now: float) -> Act | str:
+    """The act for a worker that leaks, or why there is none."""
+    one, mine = worker.found, worker.known
+    if mine.act is not None and mine.act["act"] == CORDON and (worker.state["since"] or now) <= mine.act["time"]:
+        return "it is cordoned, and kept for inspection; a restart ends that"
+    if mine.open and mine.act is not None:
+        left = mine.act["time"] + mine.act["prove_s"] - now
+        when = f"in {span(left / 3600)}" if left > 0 else "with the next logs that tell"
+        return f"{mine.act['act']} was done {span((now - mine.act['time']) / 3600)} ago; it is proven {when}"
+    # What was seen, is of the process before.
+    if worker.state["since"] and worker.state["since"] > made_at:
+        return "it was restarted after these findings; run playbooks/collect.yml first"
+    if mine.act is not None and mine.act["act"] != RECYCLE and (mine.stands or mine.act).get("verdict") == CONTAINED:
+        if one["level_kb"] is not None and worker.high_kb and one["level_kb"] >= NEAR * worker.high_kb:
+            return (
+                f"{mine.act['act']} was proven to contain it, and yet it holds {size(one['level_kb'])} of"
+                f" {size(worker.high_kb)}: a person must look: {_blame(one)}"
+            )
+        return f"contained by {mine.act['act']}, as is proven; what leaks is for whoever owns the code: {_blame(one)}"
+    if one["leak_class"] == "cache_filling":
+        return "a cache that fills up to its bound: raise MemoryHigh above that, or lower its maxsize"
+    if one["leak_class"] == "fragmentation" and worker.may(ALLOCATOR) and (act := _allocator(worker)):
+        return act
+    contained = _contain(worker)
+    if not isinstance(contained, str) and worker.may(CONTAIN):
+        return contained
+    why_not = contained if isinstance(contained, str) else _may_not(worker, CONTAIN)
+    soon = one["hours_to_memory_high"]
+    if soon is not None and soon <= worker.policy.recycle_within_h and worker.may(RECYCLE):
+        return _act(
+            worker,
+            RECYCLE,
+            [],
+            f"MemoryHigh in {span(soon)}, and {why_not}",
+            f"memory is back where it was at the start; it grows again by {size(one['growth_kb_per_hour'])}/h",
+            "a warm shutdown: the worker takes no task until it is back",
+            "none is needed",
+        )
+    return why_not
+
+
+def _may_not(worker: _Worker, act: str) -> str:
+    if act in worker.known.useless:
+        last = worker.known.stands
+        of = f" ({last.get('verdict') or last['event']}, {_day(last['time'])})" if last is not None else ""
+        return f"{act} was of no use to it before{of}; a person must look: {_blame(worker.found)}"
+    return f"remediation_acts does not allow {act}"
+
+
+def _contain(worker: _Worker) -> Act | str:
+    """New processes before MemoryHigh is met: each child after so much memory or so many tasks, or all by the clock."""
+    one, high = worker.found, worker.high_kb
+    if high is None:
+        return "it has neither MemoryHigh nor MemoryMax, so there is nothing to stay below; deploy.yml sets them"
+    if worker.pool != "prefork" or one["grows_in"] == "main":
+        return _by_clock(worker, high)
+    budget = worker.child_budget_kb
+    if worker.child_kb is not None and worker.child_kb <= budget * 1.01:
+        return (
+            f"contained already: children leave at {size(worker.child_kb)}, before MemoryHigh; what leaks is"
+            f" for whoever owns the code: {_blame(one)}"
+        )
+    begins = one["begins_kb"] or float(SMALLEST * 1024)
+    room = budget - begins
+    if room <= 0:
+        return _too_small(worker, begins)
+    per_task = (one["growth_kb_per_1000_tasks"] or 0.0) / 1000
+    tasks = int(room / per_task) if per_task > 0 else None
+    least = worker.policy.least_tasks_per_child
+    if tasks is not None and tasks < least:
+        return (
+            f"a child would be worth {tasks} tasks, and remediation_least_tasks_per_child asks for {least}: it leaks"
+            f" {size(per_task)} a task, which is for a person: {_blame(one)}"
+        )
+    how_many = f"about {tasks:,} tasks each" if tasks is not None else "as many tasks as that takes"
+    if one["leak_class"] == "file_descriptors" and tasks is not None:
+        option, at = f"--max-tasks-per-child={tasks}", f"after {tasks:,} tasks"
+    else:
+        option, at = f"--max-memory-per-child={int(budget)}", f"at {size(budget)}"
+    return _act(
+        worker,
+        CONTAIN,
+        [f'Environment="CELERY_REMEDY_ARGS={option}"'],
+        f"{_growth(one)}, and nothing ends its children before MemoryHigh ({size(high)})",
+        f"a child leaves {at}, between two tasks, after {how_many}; they begin at {size(begins)}",
+        "a fork more for each child that leaves; a task with a peak above that ends its child too",
+    )
+
+
+def _by_clock(worker: _Worker, high: float) -> Act | str:
+    """Restarts by RuntimeMaxSec, for what no child can give back."""
+    one = worker.found
+    begins = one["begins_kb"] or float(MAIN * 1024)
+    room = CLOCK_SHARE * high - begins
+    if room <= 0:
+        return _too_small(worker, begins)
+    rate = max(one["growth_high"], one["growth_kb_per_hour"])
+    hours = CLOCK_MARGIN * room / rate if rate > 0 else LONGEST_CLOCK_H
+    if hours < worker.policy.least_uptime_h:
+        return (
+            f"it would have to be restarted each {span(hours)}, and remediation_least_uptime_h asks for"
+            f" {worker.policy.least_uptime_h:g} h; a person must look: {_blame(one)}"
+        )
+    seconds = int(min(hours, LONGEST_CLOCK_H) * 3600)
+    settings = [f"RuntimeMaxSec={seconds}s"]
+    if worker.state["systemd"] >= RANDOMIZED:
+        settings.append(f"RuntimeRandomizedExtraSec={seconds // 10}s")
+    where = "in its main process" if worker.pool == "prefork" else f"in the pool {worker.pool}, which has no children"
+    return _act(
+        worker,
+        CONTAIN,
+        settings,
+        f"{_growth(one)} {where}",
+        f"a warm shutdown and a new process each {span(seconds / 3600)}, before {size(CLOCK_SHARE * high)}",
+        "the worker takes no task while it restarts; a task longer than TimeoutStopSec is handed back and begun anew",
+    )
+
+
+def _allocator(worker: _Worker) -> Act | None:
+    """jemalloc, which gives pages back wherever they are; without it fewer heaps, where threads use several."""
+    path = worker.state["jemalloc"]
+    if path:
+        settings = [
+            f"Environment=LD_PRELOAD={path}",
+            "Environment=MALLOC_CONF=background_thread:true,dirty_decay_ms:1000",
+        ]
+        effect = "jemalloc gives back what is free, wherever it lies, a second after its last use"
+        risk = "an extension that hands memory from one allocator to another crashes; tracing windows do not see malloc"
+    elif worker.pool == "threads":
+        settings = ["Environment=MALLOC_ARENA_MAX=2"]
+        effect = "two heaps for all threads, and so less that is free and held"
+        risk = "threads wait for each other where they allocate much at once"
+    else:
+        return None
+    return _act(worker, ALLOCATOR, settings, f"{_growth(worker.found)}: free memory that malloc keeps", effect, risk)
+
+
+def _cordon(worker: _Worker) -> Act:
+    return _act(
+        worker,
+        CORDON,
+        [],
+        "remediation_cordon names it",
+        "it takes no new task and keeps running, with all that it holds, to be looked at",
+        "its queues have one consumer less, or none",
+        "a restart: systemctl restart " + worker.found["unit"],
+    )
+
+
+def _tight(one: Finding) -> str:
+    """Whether memory is simply too small for a worker that does not leak; the sentence, empty for no."""
+    level, high = one["level_kb"], one["memory_high_kb"]
+    if one["leaking"] or level is None or not high or level < NEAR * high:
+        return ""
+    return (
+        f"it does not leak, and holds {size(level)} of its MemoryHigh of {size(high)}: it needs"
+        f" {size(level / NEAR / CHILDREN_SHARE)}. Give it a higher memory_weight or fewer processes, or its host a"
+        " larger Linode type (linode_fleet_type, by provision.yml)"
+    )
+
+
+def _too_small(worker: _Worker, begins: float) -> str:
+    return (
+        f"it begins at {size(begins)}, which leaves no room below MemoryHigh ({size(worker.high_kb or 0.0)}) to be"
+        " recycled in: raise its limits, lower its concurrency, or take a larger Linode type (linode_fleet_type)"
+    )
+
+
+def _growth(one: Finding) -> str:
+    of = f"{one['leak_class']}, " if one["leak_class"] != "unknown" else ""
+    tasks = one["growth_kb_per_1000_tasks"]
+    each = f", {size(tasks)} in 1,000 tasks" if tasks else ""
+    return f"{of}{size(one['growth_kb_per_hour'])}/h{each}"
+
+
+def _blame(one: Finding) -> str:
+    for culprit in one["culprits"]:
+        if culprit["file"]:
+            return printable(f"{short_file(culprit['file'])}:{culprit['line']}", 200)
+    return "its line is not known yet, playbooks/diagnose.yml names it"
+
+
+def _act(
+    worker: _Worker, act: str, settings: Sequence[str], reason: str, effect: str, risk: str, undo: str = ""
+) -> Act:
+    one = worker.found
+    # The same finding makes the same act, and so a run that was interrupted is told by it.
+    name = _id(one["host"], one["unit"], act, *settings, str(worker.state["since"]))
+    lines = [
+        f"# Written by plimsoll's remediate.yml: {act} {name}",
+        f"# {printable(reason, 300)}",
+        "[Service]",
+        *settings,
+    ]
+    return {
+        "id": name,
+        "host": one["host"],
+        "unit": one["unit"],
+        "act": act,
+        "settings": list(settings),
+        "dropin": "".join(f"{line}\n" for line in lines) if settings else "",
+        "queues": worker.queues,
+        "since": worker.state["since"],
+        "reason": reason,
+        "effect": effect,
+        "risk": risk,
+        "undo": undo or "remediate.yml -e remediation_state=absent takes the drop-in away",
+        "prove_s": min(LONGEST_PROOF_S, max(SHORTEST_PROOF_S, one["span_hours"] * 3600)),
+    }
+
+
+def _id(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+# ---- the roll ----
+
+
+def waves(
+    acts: Sequence[Act], declared: Mapping[str, Sequence[Mapping[str, Any]] | None], policy: Policy
+) -> list[list[str]]:
+    """Hosts of acts, in their order, put together so that of each queue at most a share of its consumers is away.
+
+    On a host one worker is away at a time. One consumer of a queue may always be away, or nothing could ever be done.
+    """
+    consumers: dict[str, int] = {}
+    for instances in declared.values():
+        for one in INSTANCES if instances is None else instances:
+            for queue in one.get("queues", ["celery"]):
+                consumers[queue] = consumers.get(queue, 0) + 1
+    most = {queue: max(1, number * policy.share_percent // 100) for queue, number in consumers.items()}
+    mine: dict[str, set[str]] = {}
+    for act in acts:
+        mine.setdefault(act["host"], set()).update(act["queues"])
+    made: list[list[str]] = []
+    away: dict[str, int] = {}
+    for host, queues in mine.items():
+        full = any(away.get(queue, 0) + 1 > most.get(queue, 1) for queue in queues)
+        if not made or full or len(made[-1]) >= policy.hosts_at_a_time:
+            made.append([])
+            away = {}
+        made[-1].append(host)
+        for queue in queues:
+            away[queue] = away.get(queue, 0) + 1
+    return made
+
+
+def _say(made: Plan, policy: Policy) -> Iterator[str]:
+    for act in made["acts"]:
+        yield f"{act['act'].upper()} {act['host']} {short(act['unit'])}: {act['reason']}"
+        for line in act["settings"]:
+            yield f"    {line}"
+        yield f"    expected: {act['effect']}"
+        yield f"    risk: {act['risk']}"
+        yield f"    undo: {act['undo']}"
+        if act["act"] not in (CORDON, REMOVE):
+            yield f"    proof: after {span(act['prove_s'] / 3600)} of logs"
+    for one in made["told"]:
+        yield f"leave {printable(one['host'])}{' ' + short(one['unit']) if one['unit'] else ''}: {one['why']}"
+    if not made["acts"]:
+        yield "Nothing is changed" + ("" if made["told"] else ": no worker leaks by these findings")
+        return
+    hosts = ", then ".join(", ".join(map(printable, wave)) for wave in made["waves"][:8])
+    more = f", and {len(made['waves']) - 8} more" if len(made["waves"]) > 8 else ""
+    yield (
+        f"Order: {hosts}{more}. Of a queue's consumers at most {policy.share_percent} %, or one, are away at a time;"
+        " the next host begins when the last one takes tasks and its queues are no longer than before"
+    )
+
+
+def short(unit: str) -> str:
+    """NAME of celery-worker@NAME.service."""
+    return printable(unit.removeprefix("celery-worker@").removesuffix(".service"))
+
+
+def _day(when: float) -> str:
+    return datetime.fromtimestamp(when, timezone.utc).strftime("%Y-%m-%d")

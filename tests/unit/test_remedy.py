@@ -1,0 +1,388 @@
+"""The plan of a remediation: which act for which worker, in which order, and what the log makes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from plimsoll import remedylog
+from plimsoll.lines import InputError
+from plimsoll.remedy import (
+    Policy,
+    outcomes,
+    plan,
+    planned,
+    policy_of,
+    recovered,
+    removal,
+    sound_states,
+    taken_back,
+    waves,
+)
+from plimsoll.remedylog import known
+
+NOW = 1_763_942_400.0
+MIB, GIB = 1 << 10, 1 << 20
+POLICY = Policy()
+
+
+def unit(name: str) -> str:
+    return f"celery-worker@{name}.service"
+
+
+def leaks(host: str = "w-1", name: str = "gate", **more: Any) -> dict[str, Any]:
+    """A prefork worker whose children grow by 10 KiB a task, from 50 MiB on, below a MemoryHigh of 1 GiB."""
+    return {
+        "host": host,
+        "unit": unit(name),
+        "leaking": True,
+        "pattern": "growing",
+        "growth_kb_per_hour": 30.0 * MIB,
+        "growth_low": 25.0 * MIB,
+        "growth_high": 40.0 * MIB,
+        "growth_kb_per_1000_tasks": 10_000.0,
+        "grows_in": "child",
+        "begins_kb": 50.0 * MIB,
+        "span_hours": 30.0,
+        "level_kb": 300.0 * MIB,
+        "memory_high_kb": GIB,
+        "memory_max_kb": 2 * GIB,
+        "hours_to_memory_high": 24.0,
+        "leak_class": "python_objects",
+        "culprits": [],
+        **more,
+    }
+
+
+def found(*workers: dict[str, Any], age_h: float = 0, down: Mapping[str, str] | None = None) -> Any:
+    generated = datetime.fromtimestamp(NOW - 3600 * age_h, timezone.utc).isoformat(timespec="seconds")
+    hosts = [{"host": host, "collected": False, "reason": why} for host, why in (down or {}).items()]
+    return {"schema": 1, "generated": generated, "workers": list(workers), "hosts": hosts}
+
+
+def state(name: str = "gate", **more: Any) -> dict[str, Any]:
+    """Started ten hours ago, with children that are never replaced."""
+    return {
+        "unit": unit(name),
+        "active": True,
+        "since": NOW - 36_000,
+        "dropin": "",
+        "changed": NOW - 40_000,
+        "args": "--queues=gate --pool=prefork --concurrency=2",
+        "memory_high_kb": GIB,
+        "jemalloc": "",
+        "systemd": 252,
+        **more,
+    }
+
+
+def declares(**pools: str) -> list[dict[str, Any]]:
+    return [{"name": name, "queues": [name], "pool": pool, "concurrency": 2} for name, pool in pools.items()]
+
+
+def chosen(
+    *workers: dict[str, Any],
+    declared: Any = None,
+    states: Any = None,
+    log: Any = (),
+    policy: Policy = POLICY,
+    **more: Any,
+) -> tuple[list[Any], dict[tuple[str, str], str]]:
+    """The acts, and why the others are left."""
+    declared = declared if declared is not None else {"w-1": declares(gate="prefork")}
+    states = states if states is not None else {"w-1": {"workers": [state()]}}
+    made = plan(found(*workers, **more), declared, states, known(log), policy, now=NOW)
+    return made["acts"], {(one["host"], one["unit"]): one["why"] for one in made["told"]}
+
+
+def why(*workers: dict[str, Any], **more: Any) -> str:
+    """Why the one worker is left."""
+    acts, told = chosen(*workers, **more)
+    assert acts == []
+    (said,) = told.values()
+    return said
+
+
+# ---- which act ----
+
+
+def test_children_that_nothing_ends_leave_before_memory_high() -> None:
+    (act,), told = chosen(leaks())
+    # (85 % of 1024 MiB - 64 MiB for the main process) / 2 children.
+    assert act["settings"] == ['Environment="CELERY_REMEDY_ARGS=--max-memory-per-child=412876"'] and not told
+    assert act["dropin"].splitlines()[2:] == ["[Service]", act["settings"][0]]
+    assert (act["act"], act["unit"], act["queues"]) == ("contain", unit("gate"), ["gate"])
+    # From 50 to 403 MiB at 10,000 KiB in 1,000 tasks.
+    assert "about 36,167 tasks each" in act["effect"] and act["prove_s"] == 86_400
+    assert act["undo"] == "remediate.yml -e remediation_state=absent takes the drop-in away"
+
+
+def test_descriptors_are_bounded_by_tasks_as_memory_does_not_tell_of_them() -> None:
+    (act,), _ = chosen(leaks(leak_class="file_descriptors"))
+    assert act["settings"] == ['Environment="CELERY_REMEDY_ARGS=--max-tasks-per-child=36167"']
+
+
+@pytest.mark.parametrize(
+    "args", ["--max-memory-per-child=412000", "--max-memory-per-child=900000 --max-memory-per-child=9"]
+)
+def test_what_is_contained_as_it_was_deployed_is_left(args: str) -> None:
+    assert "contained already: children leave at" in why(leaks(), states={"w-1": {"workers": [state(args=args)]}})
+
+
+@pytest.mark.parametrize("args", ["--max-memory-per-child=900000", "--max-memory-per-child=0"])
+def test_children_that_leave_too_late_or_never_are_contained(args: str) -> None:
+    (act,), _ = chosen(leaks(), states={"w-1": {"workers": [state(args=args)]}})
+    assert act["act"] == "contain"
+
+
+def test_a_child_that_would_not_be_worth_its_fork_is_for_a_person() -> None:
+    culprit = {"file": "shop/tasks.py", "line": 9}
+    said = why(leaks(growth_kb_per_1000_tasks=10_000_000.0, culprits=[culprit]))
+    assert "a child would be worth 36 tasks" in said and "9.77 MiB a task" in said and said.endswith("shop/tasks.py:9")
+    (act,), _ = chosen(leaks(growth_kb_per_1000_tasks=10_000_000.0), policy=replace(POLICY, least_tasks_per_child=36))
+    assert "about 36 tasks each" in act["effect"]
+
+
+def test_a_child_that_begins_above_what_it_may_have_needs_more_memory() -> None:
+    assert "leaves no room below MemoryHigh" in why(leaks(begins_kb=500.0 * MIB))
+
+
+@pytest.mark.parametrize(("pool", "grows_in"), [("threads", "main"), ("gevent", None), ("prefork", "main")])
+def test_what_no_child_can_give_back_is_restarted_by_the_clock(pool: str, grows_in: str | None) -> None:
+    (act,), _ = chosen(leaks(grows_in=grows_in), declared={"w-1": declares(gate=pool)})
+    # 80 % of the time from 50 MiB to 80 % of 1 GiB at the upper end of the growth, 40 MiB/h.
+    assert act["settings"] == ["RuntimeMaxSec=55382s", "RuntimeRandomizedExtraSec=5538s"]
+    (act,), _ = chosen(
+        leaks(), declared={"w-1": declares(gate="solo")}, states={"w-1": {"workers": [state(systemd=249)]}}
+    )
+    assert len(act["settings"]) == 1
+
+
+def test_a_worker_that_fills_within_the_hour_is_not_restarted_for_ever() -> None:
+    fast = leaks(growth_high=900.0 * MIB, hours_to_memory_high=13.0)
+    assert "it would have to be restarted each 41 min" in why(fast, declared={"w-1": declares(gate="threads")})
+    # But now, where it would not live through the night.
+    fast = leaks(growth_high=900.0 * MIB, hours_to_memory_high=2.0)
+    (act,), _ = chosen(fast, declared={"w-1": declares(gate="threads")})
+    assert (act["act"], act["settings"], act["dropin"]) == ("recycle", [], "")
+    assert act["reason"].startswith("MemoryHigh in 2.0 h, and it would have to be restarted")
+    assert chosen(fast, declared={"w-1": declares(gate="threads")}, policy=replace(POLICY, acts=("contain",)))[0] == []
+
+
+def test_fragmentation_is_jemallocs_where_it_is_there_and_of_threads_the_arenas() -> None:
+    path = "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"
+    torn = leaks(leak_class="fragmentation")
+    (act,), _ = chosen(torn, states={"w-1": {"workers": [state(jemalloc=path)]}})
+    assert act["settings"] == [
+        f"Environment=LD_PRELOAD={path}",
+        "Environment=MALLOC_CONF=background_thread:true,dirty_decay_ms:1000",
+    ]
+    (act,), _ = chosen(torn, declared={"w-1": declares(gate="threads")})
+    assert (act["act"], act["settings"]) == ("allocator", ["Environment=MALLOC_ARENA_MAX=2"])
+    # glibc's arenas are nothing to a process with one thread.
+    assert chosen(torn)[0][0]["act"] == "contain"
+
+
+def test_a_cache_that_fills_is_for_a_person() -> None:
+    assert "raise MemoryHigh above that, or lower its maxsize" in why(leaks(leak_class="cache_filling"))
+
+
+def test_a_worker_that_does_not_leak_and_has_too_little_is_told_what_it_needs() -> None:
+    full = leaks(leaking=False, pattern="plateau", level_kb=950.0 * MIB)
+    assert "it does not leak, and holds 950 MiB of its MemoryHigh of 1 GiB" in why(full)
+    assert chosen(leaks(leaking=False, pattern="plateau")) == ([], {})
+
+
+def test_what_a_person_wants_kept_is_cordoned() -> None:
+    (act,), told = chosen(leaks(leaking=False), policy=replace(POLICY, cordon=("w-1:gate", "w-9:gone")))
+    assert (act["act"], act["dropin"], act["queues"]) == ("cordon", "", ["gate"])
+    assert told == {("w-9:gone", ""): "remediation_cordon names it, and the findings do not"}
+    done = {**planned({"acts": [act]}, NOW - 60)[0], "event": "done"}  # type: ignore[typeddict-item]
+    assert "it is cordoned, and kept for inspection" in why(leaks(), log=[done])
+
+
+# ---- what is refused ----
+
+
+def test_findings_that_are_old_or_of_a_time_to_come_are_refused() -> None:
+    with pytest.raises(InputError, match=r"the findings are 25.0 h old.* \(remediation_max_age_h allows 24 h\)"):
+        chosen(leaks(), age_h=25)
+    with pytest.raises(InputError, match="of a time to come"):
+        chosen(leaks(), age_h=-1)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"declared": {}}, "its host is not in this run"),
+        ({"declared": {"w-1": declares(other="prefork")}}, "does not declare it"),
+        ({"states": {"w-1": {"msg": "sudo: a password is required"}}}, "is not known: sudo: a password is required"),
+        ({"states": {"w-1": {"workers": []}}}, "its state is not known: the host has no such unit"),
+        ({"states": {"w-1": {"workers": [state(active=False)]}}}, "it does not run"),
+        ({"states": {"w-1": {"workers": [state(since=NOW + 1)]}}}, "it was restarted after these findings"),
+        ({"policy": replace(POLICY, acts=())}, "remediation_acts does not allow contain"),
+    ],
+)
+def test_a_worker_of_which_too_little_is_known_is_left(more: Any, said: str) -> None:
+    assert said in why(leaks(), **more)
+
+
+def test_a_host_that_was_not_collected_is_left_and_said() -> None:
+    acts, told = chosen(leaks(), down={"w-1": "unreachable"})
+    assert acts == [] and told["w-1", ""] == "it was not collected, so nothing is done there: unreachable"
+
+
+def test_what_a_host_says_of_its_workers_may_be_anything() -> None:
+    good = {"workers": [state()]}
+    bad: list[Any] = [None, 5, {}, {"workers": {}}, {"workers": [5]}, {"workers": [{**state(), "unit": 7}]}]
+    bad += [
+        {"workers": [{**state(), "jemalloc": "/lib/x\nExecStart=/bin/sh"}]},
+        {"workers": [{**state(), "since": "x"}]},
+    ]
+    states = sound_states({"good": good, **{str(at): one for at, one in enumerate(bad)}})
+    assert states["good"] == good and all(set(states[str(at)]) == {"msg"} for at in range(len(bad)))
+    assert sound_states({"w-1": {"msg": "no\nroute"}}) == {"w-1": {"msg": "no route"}}
+
+
+# ---- the order ----
+
+
+def acts_on(**queues: str) -> Any:
+    return [{"host": host, "queues": names.split()} for host, names in queues.items()]
+
+
+def test_of_no_queue_more_than_a_share_of_its_consumers_is_away() -> None:
+    declared = {f"w{n}": declares(a="prefork") for n in range(8)}
+    acts = acts_on(**{f"w{n}": "a" for n in range(8)})
+    assert waves(acts, declared, POLICY) == [["w0", "w1"], ["w2", "w3"], ["w4", "w5"], ["w6", "w7"]]
+    assert len(waves(acts, declared, replace(POLICY, share_percent=100))) == 1
+    assert len(waves(acts, declared, replace(POLICY, share_percent=100, hosts_at_a_time=3))) == 3
+
+
+def test_one_consumer_of_a_queue_may_always_be_away_and_queues_do_not_hinder_each_other() -> None:
+    declared = {"w1": declares(a="prefork", b="prefork"), "w2": declares(b="prefork"), "w3": declares(c="prefork")}
+    assert waves(acts_on(w1="a b", w2="b", w3="c"), declared, POLICY) == [["w1"], ["w2", "w3"]]
+
+
+def test_the_plan_says_all_that_a_reviewer_signs() -> None:
+    made = plan(found(leaks()), {"w-1": declares(gate="prefork")}, {"w-1": {"workers": [state()]}}, {}, POLICY, now=NOW)
+    first, *more, last = made["say"]
+    assert first.startswith("CONTAIN w-1 gate: python_objects, 30 MiB/h") and last.startswith("Order: w-1.")
+    assert [line.split(":")[0].strip() for line in more[1:]] == ["expected", "risk", "undo", "proof"]
+    nothing = plan(found(), {}, {}, {}, POLICY, now=NOW)
+    assert nothing["say"] == ["Nothing is changed: no worker leaks by these findings"]
+
+
+# ---- the log ----
+
+
+def line(event: str, act: str = "contain", when: float = NOW - 3600, **more: Any) -> Any:
+    return {"time": when, "id": "1", "event": event, "host": "w-1", "unit": unit("gate"), "act": act, **more}
+
+
+def test_an_act_that_waits_for_its_proof_is_not_done_again() -> None:
+    said = why(leaks(), log=[line("done", prove_s=7200.0)])
+    assert said == "contain was done 1.0 h ago; it is proven in 1.0 h"
+
+
+def test_what_was_proven_of_no_use_or_failed_is_not_tried_again() -> None:
+    for log in ([line("done"), line("proven", verdict="not_remedied")], [line("failed", why="no answer")]):
+        assert why(leaks(), log=log).startswith("contain was of no use to it before (")
+    torn = leaks(leak_class="fragmentation")
+    states = {"w-1": {"workers": [state(jemalloc="/usr/lib/x/libjemalloc.so.2")]}}
+    log = [line("done", "allocator"), line("proven", "allocator", verdict="not_remedied")]
+    assert chosen(torn, states=states, log=log)[0][0]["act"] == "contain"
+
+
+def test_what_is_proven_contained_is_left_and_a_recycle_is_not_for_ever() -> None:
+    log = [line("done"), line("proven", verdict="contained")]
+    assert "contained by contain, as is proven" in why(leaks(), log=log)
+    log = [line("done", "recycle"), line("proven", "recycle", verdict="contained")]
+    assert chosen(leaks(), log=log)[0][0]["act"] == "contain"
+
+
+def test_what_was_removed_is_as_if_it_had_never_been_but_for_what_was_of_no_use() -> None:
+    assert chosen(leaks(), log=[line("done"), line("removed", "remove")])[0][0]["act"] == "contain"
+    log = [line("done"), line("proven", verdict="worse"), line("removed", "remove")]
+    assert "of no use" in why(leaks(), log=log)
+
+
+def test_what_has_become_worse_is_taken_back() -> None:
+    states = {"w-1": {"workers": [state(dropin="[Service]\n")]}}
+    declared = {"w-1": declares(gate="prefork")}
+    made = plan(found(leaks()), declared, states, {}, POLICY, now=NOW, worse=[("w-1", unit("gate"))])
+    assert [(act["act"], act["reason"], act["queues"]) for act in made["acts"]] == [
+        ("remove", "it has become worse with it", ["gate"])
+    ]
+    back = taken_back(declared, {("w-1", unit("gate"))}, POLICY)
+    assert [act["act"] for act in back["acts"]] == ["remove"] and back["waves"] == [["w-1"]]
+    assert taken_back(declared, set(), POLICY)["acts"] == []
+
+
+def test_absent_takes_away_what_is_there_and_what_was_half_taken_away() -> None:
+    workers = [
+        state("a", dropin="[Service]\n"),
+        state("b"),
+        state("c", changed=NOW),
+        state("gone", dropin="[Service]\n"),
+    ]
+    declared = {"w-1": declares(a="prefork", b="prefork", c="prefork"), "w-2": declares(x="prefork")}
+    made = removal(declared, {"w-1": {"workers": workers}, "w-2": {"msg": "unreachable"}}, POLICY)
+    assert [act["unit"] for act in made["acts"]] == [unit("a"), unit("c"), unit("gone")]
+    assert [(one["host"], one["why"]) for one in made["told"]] == [("w-2", "its state is not known: unreachable")]
+
+
+def test_a_run_that_was_interrupted_is_told_by_what_it_left() -> None:
+    (act,), _ = chosen(leaks())
+    (entry,) = planned({"acts": [act]}, NOW - 600)  # type: ignore[typeddict-item]
+    assert (entry["event"], entry["time"], entry["prove_s"]) == ("planned", NOW - 600, 86_400)
+
+    def left(**more: Any) -> list[Any]:
+        return recovered(known([entry]), {"w-1": {"workers": [state(**more)]}}, NOW)
+
+    done = left(dropin=act["dropin"], changed=NOW - 550, since=NOW - 500)
+    assert [(one["event"], one["time"]) for one in done] == [("done", NOW - 500)]
+    # Not written; written and not restarted; restarted by somebody else without it.
+    assert left() == left(dropin=act["dropin"], changed=NOW - 550) == left(since=NOW - 500, changed=NOW - 550) == []
+    assert recovered(known([entry, done[0]]), {"w-1": {"workers": [state(dropin=act["dropin"])]}}, NOW) == []
+
+
+def test_what_came_of_acts_is_noted_and_what_a_host_says_of_them_may_be_anything() -> None:
+    (act,), _ = chosen(leaks())
+    came = {"outcomes": [{"id": act["id"], "done": True, "why": "", "ended": NOW - 5, "away_s": 7.2}]}
+    entries, said = outcomes([act], came, NOW)
+    assert [(one["event"], one["time"], one["away_s"]) for one in entries] == [("done", NOW - 5, 7.2)]
+    assert said == ["w-1 gate: contain: done in 7 s"]
+    lies: Any = {
+        "outcomes": [
+            {"id": act["id"], "done": "yes", "changed": True, "why": ["x\n"], "ended": 1e300, "away_s": "long"},
+            5,
+        ]
+    }
+    entries, said = outcomes([act], lies, NOW)
+    assert [(one["event"], one["time"], one["away_s"]) for one in entries] == [("failed", NOW, 0.0)]
+    came["outcomes"][0].update(done=False, changed=False, why="the broker does not answer")
+    assert outcomes([act], came, NOW) == ([], ["w-1 gate: contain: not begun: the broker does not answer"])
+    entries, said = outcomes([act], {"msg": "no\nroute"}, NOW)
+    assert entries == [] and said == ["w-1 gate: contain: not begun: no route"]
+    came["outcomes"][0].update(done=True)
+    removed = {**act, "act": "remove"}
+    assert outcomes([removed], came, NOW)[0][0]["event"] == "removed"
+
+
+def test_the_policy_is_that_of_the_role() -> None:
+    given = {**vars(POLICY), "acts": ["contain"], "cordon": []}
+    assert policy_of(json.loads(json.dumps(given))) == replace(POLICY, acts=("contain",))
+    with pytest.raises(InputError, match="the policy is not whole"):
+        policy_of({})
+
+
+def test_a_verdict_is_in_the_findings() -> None:
+    log = [line("done", settings=["RuntimeMaxSec=9s"]), line("proven", verdict="contained", why="3 left", before=None)]
+    told = remedylog.remedy(known(log)["w-1", unit("gate")])
+    assert told is not None and (told["state"], told["settings"]) == ("contained", ["RuntimeMaxSec=9s"])
+    assert remedylog.remedy(known([line("done"), line("removed", "remove")])["w-1", unit("gate")]) is None
