@@ -432,8 +432,8 @@ def _place(
 def _choose(worker: _Worker, made_at: float, now: float) -> Act | str:
     """The act for a worker that leaks, or why there is none."""
     one, mine = worker.found, worker.known
-    if mine.act is not None and mine.act["act"] == CORDON and (worker.state["since"] or now) <= mine.act["time"]:
-        return "it is cordoned, and kept for inspection; a restart ends that"
+    if cordoned := _cordoned(worker):
+        return cordoned
     if mine.open and mine.act is not None:
         left = mine.act["time"] + mine.act["prove_s"] - now
         when = f"in {span(left / 3600)}" if left > 0 else "with the next logs that tell"
@@ -566,8 +566,16 @@ def _allocator(worker: _Worker) -> Act | None:
     return _act(worker, ALLOCATOR, settings, f"{_growth(worker.found)}: free memory that malloc keeps", effect, risk)
 
 
-def _cordon(worker: _Worker) -> Act:
-    return _act(
+def _cordoned(worker: _Worker) -> str:
+    """That it is kept for inspection already, and since then was not restarted; empty where it is not."""
+    act, since = worker.known.act, worker.state["since"]
+    if act is None or act["act"] != CORDON or since is None or since > act["time"]:
+        return ""
+    return "it is cordoned, and kept for inspection; a restart ends that"
+
+
+def _cordon(worker: _Worker) -> Act | str:
+    return _cordoned(worker) or _act(
         worker,
         CORDON,
         [],

@@ -203,6 +203,11 @@ def test_what_a_person_wants_kept_is_cordoned() -> None:
     assert told == {("w-9:gone", ""): "remediation_cordon names it, and the findings do not"}
     done = {**planned({"acts": [act]}, NOW - 60)[0], "event": "done"}  # type: ignore[typeddict-item]
     assert "it is cordoned, and kept for inspection" in why(leaks(), log=[done])
+    # Once, until it is restarted.
+    again = replace(POLICY, cordon=("w-1:gate",))
+    assert "it is cordoned" in why(leaks(), log=[done], policy=again)
+    restarted = {"w-1": {"workers": [state(since=NOW - 30)]}}
+    assert chosen(leaks(), log=[done], policy=again, states=restarted)[0][0]["act"] == "cordon"
 
 
 # ---- what is refused ----

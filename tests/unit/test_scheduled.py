@@ -71,6 +71,7 @@ def worker(host: str, unit: str = "celery-worker@sales.service", **more: Any) ->
         **{"growth_low": 10.0 * MIB, "growth_high": 14.0 * MIB, "level_kb": 200.0 * MIB, "leak_class": "unknown"},
         **{"memory_high_kb": None, "hours_to_memory_high": None, "hours_to_memory_high_earliest": None},
         **{"hours_to_memory_high_latest": None, "memory_max_kb": 500 * MIB, "hours_to_memory_max": 3.0},
+        **{"growth_kb_per_1000_tasks": None, "grows_in": None, "begins_kb": None, "span_hours": 30.0},
         **{"hours_to_memory_max_earliest": 2.0, "hours_to_memory_max_latest": 5.0, "culprits": [], "advice": None},
         **more,
     }
