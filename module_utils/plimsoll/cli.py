@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, canaries, proof, query, remedy, remedylog, report, scheduled
+from . import __version__, canaries, linode, proof, query, remedy, remedylog, report, scheduled
 from .files import write_whole
 from .findings import Before, Findings, changes, findings, stamp
 from .formats import HostData, InputError, files_of, read_host
@@ -283,7 +284,7 @@ def ask(given: argparse.Namespace) -> int:
 
 def remedies(given: argparse.Namespace) -> int:
     """Prove what was done before, and plan; with --check nothing is noted."""
-    asked, now = _asked_of(declared=_declared, states=_object, policy=_object), time.time()
+    asked, now = _asked_of(declared=_declared, states=_object, policy=_object, places=_object), time.time()
     policy = remedy.policy_of(asked["policy"])
     if not given.check:
         remedylog.take_lock(given.store)
@@ -299,12 +300,34 @@ def remedies(given: argparse.Namespace) -> int:
         had = remedylog.known([*log, *found, *proved])
         # Those too of a run that was ended before it had taken them back.
         worse = [name for name, one in had.items() if one.stands and one.stands.get("verdict") == remedylog.WORSE]
-        made = remedy.plan(document, asked["declared"], states, had, policy, now=now, worse=worse)
+        sold = _sold(asked["places"])
+        made = remedy.plan(document, asked["declared"], states, had, policy, now=now, worse=worse, sold=sold)
     if not given.check:
         remedylog.append(given.store, [*found, *proved, *remedy.planned(made, now)])
     left = sum(one.open for one in remedylog.known([*log, *found, *proved]).values())
     _say(json.dumps({**made, "text": "\n".join([*said, *made["say"]]), "open": left}))
     return DONE
+
+
+def _sold(places: Mapping[str, Any]) -> Callable[[str, float], str]:
+    """remedy.larger() for hosts with a Linode type and region. What is sold is asked for when it is first needed."""
+
+    @functools.cache
+    def types() -> dict[str, dict[str, Any]]:
+        token, url, version = (os.environ.get(f"LINODE_API_{name}", "") for name in ("TOKEN", "URL", "VERSION"))
+        given = {"api_token": token, "api_url": url, "api_version": version, "request_timeout": 10}
+        return linode.Catalogue(linode.connect(given, linode.Deadline(30))).of("type")
+
+    def sold(host: str, more_kb: float) -> str:
+        place = places.get(host)
+        if not isinstance(place, dict) or not place.get("type"):
+            return ""
+        try:
+            return remedy.larger(types(), str(place["type"]), str(place.get("region", "")), more_kb)
+        except linode.LinodeError as error:
+            return f" (which one, and what it costs, is not known: {error})"
+
+    return sold
 
 
 def _proofs(store: Path, log: Sequence[remedylog.Entry], now: float) -> tuple[list[remedylog.Entry], list[str]]:

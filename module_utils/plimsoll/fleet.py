@@ -616,7 +616,7 @@ def monthly_cost(
     def price(kind: str, region: str, backups: bool) -> float:
         one = prices.get(kind) or {}
         charged = [one, (one.get("addons") or {}).get("backups") or {}] if backups else [one]
-        return sum(_monthly(each, region) for each in charged)
+        return sum(monthly(each, region) for each in charged)
 
     mine = owned(desired.name, listed)
     now = {label: (one.type, one.region, one.backups) for label, one in mine.items()}
@@ -637,7 +637,8 @@ def monthly_cost(
     return {"currency": "USD", **dict(zip(("monthly_before", "monthly_after"), sums))}
 
 
-def _monthly(one: Mapping[str, Any], region: str) -> float:
+def monthly(one: Mapping[str, Any], region: str) -> float:
+    """What an object of /linode/types, or an addon of it, costs a month in a region, USD."""
     here = next((each for each in one.get("region_prices") or [] if each.get("id") == region), one.get("price") or {})
     return float(here.get("monthly") or 0)
 

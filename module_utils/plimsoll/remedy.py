@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, TypedDict, cast
@@ -16,6 +16,7 @@ from typing import Any, TypedDict, cast
 from .canaries import INSTANCES
 from .diagnose import short as short_file
 from .findings import NEAR, Finding, Findings
+from .fleet import monthly
 from .formats import printable
 from .limits import CHILDREN_SHARE, MAIN, SMALLEST
 from .lines import InputError
@@ -122,6 +123,7 @@ class _Worker:
     declared: Mapping[str, Any]
     known: Known
     policy: Policy
+    sold: Callable[[str, float], str]
 
     @property
     def pool(self) -> str:
@@ -165,12 +167,14 @@ def plan(
     *,
     now: float,
     worse: Sequence[tuple[str, str]] = (),
+    sold: Callable[[str, float], str] = lambda host, more_kb: "",
 ) -> Plan:
     """What is to be done.
 
     declared: of each host of the run, in the order of the inventory, its celery_worker_instances, None where it has
-    none of its own. states: of each host {"workers": [State]}, or {"msg": why there are none}. had is
-    what the log knows of workers; worse are those whose act proved so, and is taken back.
+    none of its own. states: of each host {"workers": [State]}, or {"msg": why there are none}. had is what the log
+    knows of workers; worse are those whose act proved so, and is taken back. sold says which Linode type would give a
+    host so many KiB more, as larger() does, or nothing.
 
     Raises InputError where the findings are older than policy.max_age_h, or newer than now.
     """
@@ -193,7 +197,7 @@ def plan(
         if (host, unit) in taken_back:
             continue
         named = f"{host}:{short(unit)}" in cordoned
-        tight = _tight(one)
+        tight = _tight(one, sold)
         if not (one["leaking"] or named or tight):
             continue
         found = _place(one, declared, states, silent)
@@ -201,7 +205,7 @@ def plan(
             told.append({"host": host, "unit": unit, "why": found})
             continue
         state, instance = found
-        worker = _Worker(one, state, instance, mine, policy)
+        worker = _Worker(one, state, instance, mine, policy, sold)
         chosen = _cordon(worker) if named else _choose(worker, made_at, now) if one["leaking"] else tight
         if isinstance(chosen, str):
             told.append({"host": host, "unit": unit, "why": chosen})
@@ -586,22 +590,50 @@ def _cordon(worker: _Worker) -> Act | str:
     )
 
 
-def _tight(one: Finding) -> str:
+def _tight(one: Finding, sold: Callable[[str, float], str]) -> str:
     """Whether memory is simply too small for a worker that does not leak; the sentence, empty for no."""
     level, high = one["level_kb"], one["memory_high_kb"]
     if one["leaking"] or level is None or not high or level < NEAR * high:
         return ""
+    needs = level / CHILDREN_SHARE
     return (
-        f"it does not leak, and holds {size(level)} of its MemoryHigh of {size(high)}: it needs"
-        f" {size(level / NEAR / CHILDREN_SHARE)}. Give it a higher memory_weight or fewer processes, or its host a"
-        " larger Linode type (linode_fleet_type, by provision.yml)"
+        f"it does not leak, and holds {size(level)} of its MemoryHigh of {size(high)}: it needs {size(needs)}. Give it"
+        f" a higher memory_weight or fewer processes, or its host a larger Linode type{sold(one['host'], needs - high)}"
     )
 
 
 def _too_small(worker: _Worker, begins: float) -> str:
+    """That there is no room to be recycled in: each process is to have as much again as it begins with."""
+    high = worker.high_kb or 0.0
+    processes = int(worker.declared.get("concurrency") or 2) if worker.pool == "prefork" else 1
+    needs = (2 * begins * processes + MAIN * 1024) / CHILDREN_SHARE
     return (
-        f"it begins at {size(begins)}, which leaves no room below MemoryHigh ({size(worker.high_kb or 0.0)}) to be"
-        " recycled in: raise its limits, lower its concurrency, or take a larger Linode type (linode_fleet_type)"
+        f"it begins at {size(begins)}, which leaves no room below MemoryHigh ({size(high)}) to be recycled in: lower"
+        f" its concurrency, or raise its limits to {size(needs)}, or its host to a larger Linode type"
+        f"{worker.sold(worker.found['host'], needs - high)}"
+    )
+
+
+def larger(types: Mapping[str, Mapping[str, Any]], current: str, region: str, more_kb: float) -> str:
+    """The cheapest Linode type with so many KiB more, in brackets, with what it costs; "" where none is known.
+
+    types: objects of /linode/types by id. Of the same class as the current one, or after a Nanode of the next one.
+    """
+    now = types.get(current)
+    if now is None:
+        return ""
+    kinds = {now.get("class"), "standard"} if now.get("class") == "nanode" else {now.get("class")}
+    # memory is in MB, as Linode says, which are MiB.
+    room = [
+        one for one in types.values() if one.get("class") in kinds and one["memory"] >= now["memory"] + more_kb / 1024
+    ]
+    best = min(room, key=lambda one: (monthly(one, region), one["memory"]), default=None)
+    if best is None:
+        return f" (none of its class is larger than {current} by so much)"
+    cost, before = monthly(best, region), monthly(now, region)
+    return (
+        f" ({best['id']} has {best['memory']} MB, for {cost:.2f} USD a month in {region} in the place of {before:.2f}"
+        f" for {current}; linode_fleet_type, by provision.yml)"
     )
 
 

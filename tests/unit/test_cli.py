@@ -465,7 +465,10 @@ GATE = {
     **{"memory_high_kb": 1 << 20, "jemalloc": "", "systemd": 252},
 }
 DECLARED = {"w-1": [{"name": "gate", "queues": ["gate"], "pool": "prefork", "concurrency": 2}], "w-2": None}
-PLANNED: dict[str, Any] = {"declared": DECLARED, "states": {"w-1": {"workers": [GATE]}}, "policy": POLICY}
+PLANNED: dict[str, Any] = {
+    **{"declared": DECLARED, "states": {"w-1": {"workers": [GATE]}}, "policy": POLICY},
+    "places": {"w-1": {"type": "g6-nanode-1", "region": "us-mia"}},
+}
 PROVES = {"declared": DECLARED, "policy": POLICY}
 
 

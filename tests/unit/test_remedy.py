@@ -13,6 +13,7 @@ from plimsoll import remedylog
 from plimsoll.lines import InputError
 from plimsoll.remedy import (
     Policy,
+    larger,
     outcomes,
     plan,
     planned,
@@ -195,6 +196,46 @@ def test_a_worker_that_does_not_leak_and_has_too_little_is_told_what_it_needs() 
     full = leaks(leaking=False, pattern="plateau", level_kb=950.0 * MIB)
     assert "it does not leak, and holds 950 MiB of its MemoryHigh of 1 GiB" in why(full)
     assert chosen(leaks(leaking=False, pattern="plateau")) == ([], {})
+
+
+KINDS = {
+    name: {"id": name, "class": kind, "memory": memory, "price": {"monthly": cost}, "region_prices": []}
+    for name, kind, memory, cost in (
+        ("nanode", "nanode", 1024, 5.0),
+        ("standard-1", "standard", 2048, 12.0),
+        ("standard-2", "standard", 4096, 24.0),
+        ("memory-1", "highmem", 24_576, 60.0),
+    )
+}
+KINDS["standard-1"]["region_prices"] = [{"id": "br-gru", "monthly": 16.8}]
+
+
+@pytest.mark.parametrize(
+    ("current", "region", "more_kb", "said"),
+    [
+        (
+            "nanode",
+            "us-mia",
+            100 * MIB,
+            "(standard-1 has 2048 MB, for 12.00 USD a month in us-mia in the place of 5",
+        ),
+        ("nanode", "br-gru", GIB, "(standard-1 has 2048 MB, for 16.80 USD a month in br-gru in the place of 5.00"),
+        ("standard-1", "us-mia", GIB, "(standard-2 has 4096 MB, for 24.00"),
+        ("standard-2", "us-mia", GIB, "(none of its class is larger than standard-2 by so much)"),
+        ("gone", "us-mia", GIB, ""),
+    ],
+)
+def test_a_larger_type_is_named_with_what_it_costs(current: str, region: str, more_kb: float, said: str) -> None:
+    assert larger(KINDS, current, region, more_kb).strip().startswith(said)
+    full = leaks(leaking=False, pattern="plateau", level_kb=950.0 * MIB)
+    asked: list[Any] = []
+
+    def sold(host: str, kib: float) -> str:
+        asked.append((host, round(kib / MIB)))
+        return " (x)"
+
+    made = plan(found(full), {"w-1": declares(gate="prefork")}, {}, {}, POLICY, now=NOW, sold=sold)
+    assert asked == [("w-1", 94)] and made["acts"] == []
 
 
 def test_what_a_person_wants_kept_is_cordoned() -> None:
