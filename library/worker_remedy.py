@@ -17,6 +17,8 @@ description:
   - Where the drop-in is refused by C(systemd-analyze verify), or the worker does not work after it, the host is put
     back to what it had, and the module fails; no further act is begun. One whose queue grows stands, and stops the
     others too.
+  - The application is asked with the environment that the worker itself was started with.
+  - A worker that does not run is not started. Of one a drop-in is taken away, and no other act is done.
   - An act that is in force already, as an interrupted run has left it, is not done again.
 options:
   workers:
@@ -67,10 +69,6 @@ options:
     description: User of the workers.
     type: str
     default: celery
-  environment:
-    description: Environment of the workers.
-    type: dict
-    default: {}
   restart_timeout:
     description: Seconds that a restart may take, in which the old processes end first.
     type: int
@@ -142,7 +140,6 @@ SPEC = {
     "home": {"type": "path", "default": "/opt/celery"},
     "app": {"type": "str", "default": ""},
     "user": {"type": "str", "default": "celery"},
-    "environment": {"type": "dict", "default": {}, "no_log": True},
     "restart_timeout": {"type": "int", "default": 240},
     "ready_timeout": {"type": "int", "default": 120},
     "settle_timeout": {"type": "int", "default": 60},
@@ -170,7 +167,6 @@ def main():
             Path(given["home"]),
             given["app"],
             given["user"],
-            {name: str(value) for name, value in given["environment"].items()},
             given["restart_timeout"],
             given["ready_timeout"],
             given["settle_timeout"],
@@ -183,7 +179,8 @@ def main():
     changed = bool(wanted) if module.check_mode else any(one.changed for one in outcomes)
     report = {"changed": changed, "workers": workers, "outcomes": came, "diff": diff}
     if outcomes and outcomes[-1].stop:
-        module.fail_json(msg=outcomes[-1].why, **report)
+        last = outcomes[-1]
+        module.fail_json(msg="\n".join(filter(None, (last.why, last.journal))), **report)
     module.exit_json(**report)
 
 

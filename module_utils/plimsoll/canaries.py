@@ -112,6 +112,7 @@ _WORKER: Mapping[str, tuple[type, ...]] = {
     "grows_in": (str, _NONE),
     "begins_kb": (*_NUMBER, _NONE),
     "span_hours": _NUMBER,
+    "last_sample": (str,),
     "memory_high_kb": (*_NUMBER, _NONE),
     "hours_to_memory_high": (*_NUMBER, _NONE),
     "level_kb": (*_NUMBER, _NONE),

@@ -18,6 +18,7 @@ from .files import write_whole
 from .findings import Before, Findings, changes, findings, stamp
 from .formats import HostData, InputError, files_of, read_host
 from .lines import STDIN, name_of
+from .remedylog import WORSE
 from .series import Worker, workers_of
 from .store import CURSORS, DAY, HOSTS, Host, ingest, read_hosts
 from .store import read_host as read_stored
@@ -292,21 +293,28 @@ def remedies(given: argparse.Namespace) -> int:
     states = remedy.sound_states(asked["states"])
     found = remedy.recovered(remedylog.known(log), states, now)
     proved, said = list[remedylog.Entry](), list[str]()
+    had = remedylog.known([*log, *found])
     if given.absent:
-        made = remedy.removal(asked["declared"], states, policy)
+        made = remedy.removal(asked["declared"], states, had, policy)
     else:
         document = canaries.read_findings(given.findings)
         proved, said = _proofs(given.store, [*log, *found], now)
         had = remedylog.known([*log, *found, *proved])
         # Those too of a run that was ended before it had taken them back.
-        worse = [name for name, one in had.items() if one.stands and one.stands.get("verdict") == remedylog.WORSE]
+        worse = [name for name, one in had.items() if one.act and one.stands and one.stands.get("verdict") == WORSE]
         sold = _sold(asked["places"])
         made = remedy.plan(document, asked["declared"], states, had, policy, now=now, worse=worse, sold=sold)
     if not given.check:
-        remedylog.append(given.store, [*found, *proved, *remedy.planned(made, now)])
-    left = sum(one.open for one in remedylog.known([*log, *found, *proved]).values())
-    _say(json.dumps({**made, "text": "\n".join([*said, *made["say"]]), "open": left}))
+        remedylog.append(given.store, [*found, *proved])
+    due = [now + act["prove_s"] for act in made["acts"] if act["act"] not in (remedy.REMOVE, remedylog.CORDON)]
+    due += _due(had)
+    _say(json.dumps({**made, "text": "\n".join([*said, *made["say"]]), "due": min(due, default=None)}))
     return DONE
+
+
+def _due(had: Mapping[tuple[str, str], remedylog.Known]) -> list[float]:
+    """When each act that waits for its proof may be proven, in Unix seconds."""
+    return [one.act["time"] + one.act.get("prove_s", 0.0) for one in had.values() if one.open and one.act]
 
 
 def _sold(places: Mapping[str, Any]) -> Callable[[str, float], str]:
@@ -334,21 +342,28 @@ def _proofs(store: Path, log: Sequence[remedylog.Entry], now: float) -> tuple[li
     """What of the acts that wait for a proof can be told by what the store has; and what is to be said of each."""
     waiting = {name: one.act for name, one in remedylog.known(log).items() if one.open and one.act is not None}
     workers: dict[tuple[str, str], Worker] = {}
+    guarded: dict[tuple[str, str], float] = {}
     for host in sorted({host for host, _ in waiting}):
-        for one in workers_of(read_stored(store, host)):
-            workers[one.host, one.unit] = one
+        data = read_stored(store, host)
+        workers |= {(one.host, one.unit): one for one in workers_of(data)}
+        for incident in (one for one in data.incidents if one.source == "guard" and one.message.startswith("restart")):
+            name = host, incident.unit
+            guarded[name] = max(guarded.get(name, 0.0), incident.time)
     proved, said = [], []
     for name, act in waiting.items():
-        entry, line = proof.settled(act, workers.get(name), now)
+        entry, line = proof.settled(act, workers.get(name), now, guarded.get(name, 0.0))
         proved += [entry] if entry else []
         said.append(line)
     return proved, said
 
 
 def note_remedies(given: argparse.Namespace) -> int:
-    """What came of the acts on one host."""
-    asked = _asked_of(acts=_acts, came=_object)
-    entries, said = remedy.outcomes(asked["acts"], asked["came"], time.time())
+    """What is begun on one host, or what came of it."""
+    asked, now = _asked_of(acts=_acts, came=_object), time.time()
+    if given.begun:
+        entries, said = remedy.planned(asked["acts"], now), list[str]()
+    else:
+        entries, said = remedy.outcomes(asked["acts"], asked["came"], now)
     remedylog.append(given.store, entries)
     _say_all(said)
     return DONE
@@ -363,13 +378,12 @@ def prove(given: argparse.Namespace) -> int:
     remedylog.append(given.store, proved)
     worse = {(one["host"], one["unit"]) for one in proved if one["verdict"] == remedylog.WORSE and one.get("settings")}
     back = remedy.taken_back(asked["declared"], worse, policy)
-    remedylog.append(given.store, remedy.planned(back, now))
-    left = sum(one.open for one in remedylog.known([*log, *proved]).values())
+    due = min(_due(remedylog.known([*log, *proved])), default=None)
     if proved:
         # So that the report says it too.
         judge([given.store], "text", given.findings.parent, quiet=True)
         said.append(f"report: {(given.findings.parent / REPORT).resolve()}")
-    _say(json.dumps({"text": "\n".join(said), "open": left, "back": back}))
+    _say(json.dumps({"text": "\n".join(said), "due": due, "back": back}))
     return DONE
 
 
@@ -441,6 +455,7 @@ def parser() -> argparse.ArgumentParser:
     seven.set_defaults(run=remedies)
     eight = verbs.add_parser("remedied", help="note what was done on a host (remediate.yml does)")
     eight.add_argument("store", type=Path, metavar="STORE")
+    eight.add_argument("--begun", action="store_true", help="note that it is begun")
     eight.set_defaults(run=note_remedies)
     nine = verbs.add_parser("prove", help="say which acts have helped (remediate.yml does)")
     nine.add_argument("store", type=Path, metavar="STORE")

@@ -37,7 +37,7 @@ class Finding(TypedDict):
     """One worker. growth_* in KiB an hour with its 95 % interval, level and limits in KiB; None where not known.
 
     grows_in: main or child, where most of the growth of a leak is; begins_kb what a process of those holds once it has
-    warmed up.
+    warmed up. last_sample is ISO 8601, UTC.
 
     docs/findings.schema.json has every field.
     """
@@ -57,6 +57,7 @@ class Finding(TypedDict):
     generations: int
     samples: int
     span_hours: float
+    last_sample: str
     level_kb: float | None
     memory_high_kb: int | None
     memory_max_kb: int | None
@@ -341,6 +342,7 @@ def _finding(verdict: Verdict, traces: Iterable[Trace], incidents: Iterable[Inci
         "generations": len(worker.generations),
         "samples": worker.samples,
         "span_hours": round(worker.span_hours, 3),
+        "last_sample": stamp(max(float(one.times[-1]) for one in worker.generations)),
         "level_kb": _rounded(limits.level_kb, 0),
         "memory_high_kb": limits.high_kb,
         "memory_max_kb": limits.max_kb,
@@ -363,7 +365,9 @@ def _remedied(one: Finding, remedy: Remedy | None) -> None:
     """Note what was done. One that is contained, and is not near its limit in spite of that, does not meet it."""
     one["remedy"] = remedy
     level, high = one["level_kb"], one["memory_high_kb"]
-    if remedy and remedy["state"] == CONTAINED and (level is None or high is None or level < NEAR * high):
+    # A recycle gives time, and no more.
+    lasts = remedy is not None and remedy["state"] == CONTAINED and remedy["act"] != "recycle"
+    if lasts and (level is None or high is None or level < NEAR * high):
         one["hours_to_memory_high"] = one["hours_to_memory_max"] = None
         one["hours_to_memory_high_earliest"] = one["hours_to_memory_max_earliest"] = None
         one["hours_to_memory_high_latest"] = one["hours_to_memory_max_latest"] = None

@@ -7,6 +7,7 @@ that, and the roll does no more. docs/remediation.md has each act with when it h
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from .fleet import monthly
 from .formats import printable
 from .limits import CHILDREN_SHARE, MAIN, SMALLEST
 from .lines import InputError
-from .remedylog import CONTAINED, CORDON, Entry, Known
+from .remedylog import CONTAINED, CORDON, REMEDIED, Entry, Known
 from .report import size, span
 
 # Acts that change a worker, from the mildest on; and cordon, which a person asks for by name.
@@ -35,6 +36,12 @@ LONGEST_CLOCK_H = 7 * 24.0
 SHORTEST_PROOF_S, LONGEST_PROOF_S = 120.0, 86400.0
 # Children that must have left by themselves before it is said that they do.
 LIVES_OF_PROOF = 3
+# With these, systemd starts a worker again that RuntimeMaxSec has ended.
+RESTARTS = ("always", "on-failure", "on-abnormal")
+# After which a restart is not told any more to be that of a recycle whose run was interrupted, seconds.
+RECOVERED_S = 900.0
+# Of what a host says of a worker, characters.
+LONGEST_TEXT, MOST_WORKERS = 16384, 1000
 # systemd that has RuntimeRandomizedExtraSec.
 RANDOMIZED = 250
 
@@ -43,8 +50,8 @@ class State(TypedDict):
     """A worker's unit as its host has it. Times in Unix seconds, None for never; sizes in KiB, None for no limit.
 
     dropin is the text of 60-remedy.conf, empty for none, and changed when the drop-ins last were. args is what Celery
-    is started with, the last of the same option counting. jemalloc is the path of the library, empty for none, systemd
-    a version.
+    is started with, the last of the same option counting. stale: systemd has not read what is on disk. jemalloc is the
+    path of the library, empty for none, systemd a version.
     """
 
     unit: str
@@ -52,7 +59,10 @@ class State(TypedDict):
     since: float | None
     dropin: str
     changed: float | None
+    stale: bool
     args: str
+    restart: str
+    runtime_max_s: float | None
     memory_high_kb: int | None
     jemalloc: str
     systemd: int
@@ -139,14 +149,22 @@ class _Worker:
         return self.state["memory_high_kb"] or self.found["memory_high_kb"] or self.found["memory_max_kb"]
 
     @property
-    def child_kb(self) -> float | None:
+    def child_kb(self) -> int | None:
         """At which children leave, by the options that it has been started with; None for never."""
-        most = None
+        return self._option("--max-memory-per-child")
+
+    @property
+    def child_tasks(self) -> int | None:
+        """After which children leave; None for never."""
+        return self._option("--max-tasks-per-child")
+
+    def _option(self, name: str) -> int | None:
+        last = None
         for word in self.state["args"].split():
-            name, _, value = word.partition("=")
-            if name == "--max-memory-per-child" and value.isdigit():
-                most = int(value) or None
-        return most
+            option, _, value = word.partition("=")
+            if option == name and value.isascii() and value.isdigit():
+                last = int(value) or None
+        return last
 
     @property
     def child_budget_kb(self) -> float:
@@ -187,7 +205,7 @@ def plan(
     if made_at - now > 300:
         raise InputError("the findings are of a time to come: the clock of this computer, or of the one that made them")
     acts, told = list[Act](), list[Told]()
-    back = removal(declared, states, policy, only=set(worse), why="it has become worse with it")
+    back = removal(declared, states, had, policy, only=set(worse), why="it has become worse with it")
     taken_back = {(act["host"], act["unit"]) for act in back["acts"]}
     silent = {one["host"]: one["reason"] for one in document["hosts"] if not one["collected"]}
     cordoned = set(policy.cordon)
@@ -206,7 +224,7 @@ def plan(
             continue
         state, instance = found
         worker = _Worker(one, state, instance, mine, policy, sold)
-        chosen = _cordon(worker) if named else _choose(worker, made_at, now) if one["leaking"] else tight
+        chosen = _cordon(worker) if named else _choose(worker, now) if one["leaking"] else tight
         if isinstance(chosen, str):
             told.append({"host": host, "unit": unit, "why": chosen})
         else:
@@ -220,12 +238,14 @@ def plan(
         for host, reason in silent.items()
         if host in declared
     ]
-    return _made(document["generated"], [*back["acts"], *acts], [*back["told"], *told], declared, policy)
+    gone = {name for name, one in had.items() if _kept(one, states.get(name[0], {}), name[1])}
+    return _made(document["generated"], [*back["acts"], *acts], [*back["told"], *told], declared, states, policy, gone)
 
 
 def removal(
     declared: Mapping[str, Sequence[Mapping[str, Any]] | None],
     states: Mapping[str, Mapping[str, Any]],
+    had: Mapping[tuple[str, str], Known],
     policy: Policy,
     *,
     only: Collection[tuple[str, str]] | None = None,
@@ -239,9 +259,10 @@ def removal(
             why_not = printable(there.get("msg") or "it does not say why", 300)
             told.append({"host": host, "unit": "", "why": f"its state is not known: {why_not}"})
         for state in there.get("workers") or ():
-            # Taken away, and not restarted since, by a run that was interrupted.
-            half = not state["dropin"] and (state["changed"] or 0.0) >= (state["since"] or 0.0) and state["active"]
             unit = state["unit"]
+            # Begun by a run that was interrupted: it may be taken away, and still in force. The host knows.
+            begun = had.get((host, unit), Known()).planned
+            half = begun is not None and begun["act"] == REMOVE
             if not (state["dropin"] or half) or (only is not None and (host, unit) not in only):
                 continue
             acts.append(
@@ -261,7 +282,7 @@ def removal(
                     "prove_s": 0.0,
                 }
             )
-    return _made("", acts, told, declared, policy)
+    return _made("", acts, told, declared, states, policy)
 
 
 def _queues(unit: str, instances: Sequence[Mapping[str, Any]] | None) -> list[str]:
@@ -276,11 +297,21 @@ def _made(
     acts: list[Act],
     told: list[Told],
     declared: Mapping[str, Sequence[Mapping[str, Any]] | None],
+    states: Mapping[str, Mapping[str, Any]],
     policy: Policy,
+    cordoned: Collection[tuple[str, str]] = (),
 ) -> Plan:
     order = list(declared)
     acts = sorted(acts, key=lambda act: order.index(act["host"]))
-    in_waves = waves(acts, declared, policy)
+    consumers, gone = _consumers(declared, states, cordoned)
+    for act in acts:
+        if act["act"] == CORDON:
+            for queue in act["queues"]:
+                gone[queue] = gone.get(queue, 0) + 1
+            left = [queue for queue in act["queues"] if gone[queue] >= consumers.get(queue, 0)]
+            if left:
+                act["risk"] = f"no consumer is left of {printable(', '.join(left), 200)}"
+    in_waves = waves(acts, declared, states, policy, cordoned)
     made: Plan = {"generated": generated, "acts": acts, "waves": in_waves, "told": told, "say": []}
     made["say"] = list(_say(made, policy))
     return made
@@ -291,7 +322,7 @@ def taken_back(
 ) -> Plan:
     """Takes the drop-ins of these workers away, whose act was done by this very run."""
     there = {host: {"workers": [_dropped(unit) for at, unit in sorted(worse) if at == host]} for host in declared}
-    return removal(declared, there, policy, only=worse, why="it has become worse with it")
+    return removal(declared, there, {}, policy, only=worse, why="it has become worse with it")
 
 
 def _dropped(unit: str) -> State:
@@ -301,16 +332,19 @@ def _dropped(unit: str) -> State:
         "since": None,
         "dropin": "there",
         "changed": None,
+        "stale": False,
         "args": "",
+        "restart": "always",
+        "runtime_max_s": None,
         "memory_high_kb": None,
         "jemalloc": "",
         "systemd": 0,
     }
 
 
-def planned(made: Plan, now: float) -> list[Entry]:
+def planned(acts: Sequence[Act], now: float) -> list[Entry]:
     """Lines for the log, before anything is done."""
-    return [{**_entry(act), "time": now, "event": "planned"} for act in made["acts"]]
+    return [{**_entry(act), "time": now, "event": "planned"} for act in acts]
 
 
 def _entry(act: Mapping[str, Any]) -> Entry:
@@ -366,20 +400,43 @@ def policy_of(given: Mapping[str, Any]) -> Policy:
 
 
 def recovered(had: Mapping[tuple[str, str], Known], states: Mapping[str, Mapping[str, Any]], now: float) -> list[Entry]:
-    """Lines for acts that a run had planned and that are in force, though it was interrupted before it could say so."""
+    """Lines for what the hosts have and the log does not.
+
+    Acts that are in force, though the run that had begun them was interrupted before it could say so; and drop-ins that
+    somebody has taken away.
+    """
     found: list[Entry] = []
     for (host, unit), one in had.items():
-        state = next((each for each in states.get(host, {}).get("workers") or () if each["unit"] == unit), None)
-        act, since = one.planned, (state or {}).get("since") or 0.0
-        if act is None or state is None or not state["active"] or since <= act["time"]:
+        state = _state(states.get(host, {}), unit)
+        if state is None:
             continue
-        there = set(act.get("settings", [])) <= set(state["dropin"].splitlines())
-        in_force = there and since > (state["changed"] or 0.0)
-        if act["act"] == REMOVE and not state["dropin"]:
-            found.append({**act, "time": since, "event": "removed", "why": "found done"})
-        elif act["act"] in (CONTAIN, ALLOCATOR, RECYCLE) and in_force:
-            found.append({**act, "time": min(since, now), "event": "done", "why": "its run was interrupted"})
+        since, lines = min(state["since"] or 0.0, now), set(state["dropin"].splitlines())
+        in_force = state["active"] and not state["stale"] and since > (state["changed"] or 0.0)
+        begun, last = one.planned, one.act
+        if begun is not None and in_force and since > begun["time"]:
+            there = set(begun.get("settings", [])) <= lines
+            soon = since <= begun["time"] + RECOVERED_S
+            if begun["act"] == REMOVE and not state["dropin"]:
+                found.append({**begun, "time": since, "event": "removed", "why": "its run was interrupted"})
+                continue
+            # A worker is restarted for many reasons, and by what it is told that it was this one is the time alone.
+            if there and (soon if begun["act"] == RECYCLE else begun["act"] in (CONTAIN, ALLOCATOR)):
+                found.append({**begun, "time": since, "event": "done", "why": "its run was interrupted"})
+                continue
+        if last is not None and not set(last.get("settings", [])) <= lines:
+            found.append({**last, "act": REMOVE, "time": now, "event": "removed", "why": "its drop-in is gone"})
     return found
+
+
+def _state(there: Mapping[str, Any], unit: str) -> State | None:
+    return next((one for one in there.get("workers") or () if one["unit"] == unit), None)
+
+
+def _kept(one: Known, there: Mapping[str, Any], unit: str) -> bool:
+    """Whether a worker is cordoned, and was not restarted since."""
+    state = _state(there, unit)
+    since = state["since"] if state else None
+    return one.act is not None and one.act["act"] == CORDON and since is not None and since <= one.act["time"]
 
 
 def sound_states(came: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -387,7 +444,7 @@ def sound_states(came: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for host, said in came.items():
         workers = said.get("workers") if isinstance(said, Mapping) else None
-        if isinstance(workers, list) and all(map(_sound_state, workers)):
+        if isinstance(workers, list) and len(workers) <= MOST_WORKERS and all(map(_sound_state, workers)):
             found[host] = {"workers": list(workers)}
         else:
             msg = said.get("msg") if isinstance(said, Mapping) else None
@@ -396,16 +453,23 @@ def sound_states(came: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _sound_state(one: Any) -> bool:
-    numbers = ("since", "changed", "memory_high_kb")
+    numbers = ("since", "changed", "memory_high_kb", "runtime_max_s", "systemd")
     return (
         isinstance(one, Mapping)
-        and all(isinstance(one.get(name), str) for name in ("unit", "dropin", "args", "jemalloc"))
-        and all(one.get(name, 0) is None or isinstance(one.get(name), (int, float)) for name in numbers)
+        and all(isinstance(one.get(name), str) for name in ("unit", "dropin", "args", "jemalloc", "restart"))
+        and all(len(one[name]) <= LONGEST_TEXT for name in ("dropin", "args", "jemalloc", "restart"))
+        and all(one.get(name) is None or _number(one[name]) for name in numbers)
+        and one.get("systemd") is not None
         and isinstance(one.get("active"), bool)
-        and isinstance(one.get("systemd"), int)
+        and isinstance(one.get("stale"), bool)
+        and re.fullmatch(r"celery-worker@[A-Za-z0-9_-]{1,40}\.service", one["unit"]) is not None
         # It becomes a line of a drop-in.
         and re.fullmatch(r"(/[\w.+-]+)*", one["jemalloc"]) is not None
     )
+
+
+def _number(one: Any) -> bool:
+    return isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one) and 0 <= one < 1e15
 
 
 def _place(
@@ -425,7 +489,7 @@ def _place(
     if instance is None:
         return "celery_worker_instances of its host does not declare it, so that its pool and queues are not known"
     there = states.get(host, {})
-    state = next((each for each in there.get("workers") or () if each["unit"] == unit), None)
+    state = _state(there, unit)
     if state is None:
         return f"its state is not known: {printable(there.get('msg') or 'the host has no such unit', 300)}"
     if not state["active"]:
@@ -433,25 +497,29 @@ def _place(
     return state, instance
 
 
-def _choose(worker: _Worker, made_at: float, now: float) -> Act | str:
+def _choose(worker: _Worker, now: float) -> Act | str:
     """The act for a worker that leaks, or why there is none."""
     one, mine = worker.found, worker.known
+    last = datetime.fromisoformat(one["last_sample"]).timestamp()
     if cordoned := _cordoned(worker):
         return cordoned
     if mine.open and mine.act is not None:
         left = mine.act["time"] + mine.act["prove_s"] - now
         when = f"in {span(left / 3600)}" if left > 0 else "with the next logs that tell"
         return f"{mine.act['act']} was done {span((now - mine.act['time']) / 3600)} ago; it is proven {when}"
+    if now - last > worker.policy.max_age_h * 3600:
+        return f"its last sample is {span((now - last) / 3600)} old: is plimsoll-sampler.service running there?"
     # What was seen, is of the process before.
-    if worker.state["since"] and worker.state["since"] > made_at:
+    if worker.state["since"] and worker.state["since"] > last:
         return "it was restarted after these findings; run playbooks/collect.yml first"
-    if mine.act is not None and mine.act["act"] != RECYCLE and (mine.stands or mine.act).get("verdict") == CONTAINED:
-        if one["level_kb"] is not None and worker.high_kb and one["level_kb"] >= NEAR * worker.high_kb:
-            return (
-                f"{mine.act['act']} was proven to contain it, and yet it holds {size(one['level_kb'])} of"
-                f" {size(worker.high_kb)}: a person must look: {_blame(one)}"
-            )
-        return f"contained by {mine.act['act']}, as is proven; what leaks is for whoever owns the code: {_blame(one)}"
+    if mine.act is not None and mine.act["act"] != RECYCLE:
+        proven = (mine.stands or mine.act).get("verdict")
+        near = one["level_kb"] is not None and worker.high_kb and one["level_kb"] >= NEAR * worker.high_kb
+        if proven == CONTAINED and not near:
+            what = f"contained by {mine.act['act']}, as is proven"
+            return f"{what}; what leaks is for whoever owns the code: {_blame(one)}"
+        if proven in (CONTAINED, REMEDIED):
+            return f"{mine.act['act']} was proven to help, and does not any more; a person must look: {_blame(one)}"
     if one["leak_class"] == "cache_filling":
         return "a cache that fills up to its bound: raise MemoryHigh above that, or lower its maxsize"
     if one["leak_class"] == "fragmentation" and worker.may(ALLOCATOR) and (act := _allocator(worker)):
@@ -490,17 +558,17 @@ def _contain(worker: _Worker) -> Act | str:
     if worker.pool != "prefork" or one["grows_in"] == "main":
         return _by_clock(worker, high)
     budget = worker.child_budget_kb
-    if worker.child_kb is not None and worker.child_kb <= budget * 1.01:
-        return (
-            f"contained already: children leave at {size(worker.child_kb)}, before MemoryHigh; what leaks is"
-            f" for whoever owns the code: {_blame(one)}"
-        )
     begins = one["begins_kb"] or float(SMALLEST * 1024)
+    descriptors = one["leak_class"] == "file_descriptors"
+    if worker.child_kb is not None and worker.child_kb <= budget * 1.01 and not descriptors:
+        return _already(one, f"children leave at {size(worker.child_kb)}, before MemoryHigh")
     room = budget - begins
     if room <= 0:
         return _too_small(worker, begins)
     per_task = (one["growth_kb_per_1000_tasks"] or 0.0) / 1000
     tasks = int(room / per_task) if per_task > 0 else None
+    if tasks is not None and worker.child_tasks is not None and worker.child_tasks <= tasks:
+        return _already(one, f"children leave after {worker.child_tasks:,} tasks, before MemoryHigh")
     least = worker.policy.least_tasks_per_child
     if tasks is not None and tasks < least:
         return (
@@ -508,7 +576,7 @@ def _contain(worker: _Worker) -> Act | str:
             f" {size(per_task)} a task, which is for a person: {_blame(one)}"
         )
     how_many = f"about {tasks:,} tasks each" if tasks is not None else "as many tasks as that takes"
-    if one["leak_class"] == "file_descriptors" and tasks is not None:
+    if descriptors and tasks is not None:
         option, at = f"--max-tasks-per-child={tasks}", f"after {tasks:,} tasks"
     else:
         option, at = f"--max-memory-per-child={int(budget)}", f"at {size(budget)}"
@@ -522,15 +590,30 @@ def _contain(worker: _Worker) -> Act | str:
     )
 
 
+def _already(one: Finding, how: str) -> str:
+    return f"contained already: {how}; what leaks is for whoever owns the code: {_blame(one)}"
+
+
 def _by_clock(worker: _Worker, high: float) -> Act | str:
     """Restarts by RuntimeMaxSec, for what no child can give back."""
-    one = worker.found
+    one, state = worker.found, worker.state
     begins = one["begins_kb"] or float(MAIN * 1024)
+    if one["level_kb"] is not None and state["since"] is not None:
+        # Of the worker as a whole: where it stands, less what it has gained since it began, at the least.
+        age_s = datetime.fromisoformat(one["last_sample"]).timestamp() - state["since"]
+        begins = max(begins, one["level_kb"] - max(0.0, one["growth_low"]) * max(0.0, age_s) / 3600)
     room = CLOCK_SHARE * high - begins
     if room <= 0:
         return _too_small(worker, begins)
     rate = max(one["growth_high"], one["growth_kb_per_hour"])
     hours = CLOCK_MARGIN * room / rate if rate > 0 else LONGEST_CLOCK_H
+    if state["runtime_max_s"] is not None and state["runtime_max_s"] <= hours * 3600:
+        return _already(one, f"it is restarted each {span(state['runtime_max_s'] / 3600)} by RuntimeMaxSec")
+    if state["restart"] not in RESTARTS:
+        return (
+            f"Restart={state['restart']} (celery_worker_restart), with which a restart by the clock would be its end; a"
+            f" person must look: {_blame(one)}"
+        )
     if hours < worker.policy.least_uptime_h:
         return (
             f"it would have to be restarted each {span(hours)}, and remediation_least_uptime_h asks for"
@@ -571,11 +654,9 @@ def _allocator(worker: _Worker) -> Act | None:
 
 
 def _cordoned(worker: _Worker) -> str:
-    """That it is kept for inspection already, and since then was not restarted; empty where it is not."""
-    act, since = worker.known.act, worker.state["since"]
-    if act is None or act["act"] != CORDON or since is None or since > act["time"]:
-        return ""
-    return "it is cordoned, and kept for inspection; a restart ends that"
+    """That it is kept for inspection already; empty where it is not."""
+    kept = _kept(worker.known, {"workers": [worker.state]}, worker.found["unit"])
+    return "it is cordoned, and kept for inspection; a restart ends that" if kept else ""
 
 
 def _cordon(worker: _Worker) -> Act | str:
@@ -688,32 +769,57 @@ def _id(*parts: str) -> str:
 
 
 def waves(
-    acts: Sequence[Act], declared: Mapping[str, Sequence[Mapping[str, Any]] | None], policy: Policy
+    acts: Sequence[Act],
+    declared: Mapping[str, Sequence[Mapping[str, Any]] | None],
+    states: Mapping[str, Mapping[str, Any]],
+    policy: Policy,
+    cordoned: Collection[tuple[str, str]] = (),
 ) -> list[list[str]]:
     """Hosts of acts, in their order, put together so that of each queue at most a share of its consumers is away.
 
-    On a host one worker is away at a time. One consumer of a queue may always be away, or nothing could ever be done.
+    Those count as away that do not run, are on a host that does not answer, or are cordoned, in this plan too. On a
+    host one worker is at work at a time. One consumer of a queue may always be away, or nothing could ever be done. The
+    first wave is one host, as a trial.
     """
-    consumers: dict[str, int] = {}
-    for instances in declared.values():
-        for one in INSTANCES if instances is None else instances:
-            for queue in one.get("queues", ["celery"]):
-                consumers[queue] = consumers.get(queue, 0) + 1
-    most = {queue: max(1, number * policy.share_percent // 100) for queue, number in consumers.items()}
-    mine: dict[str, set[str]] = {}
+    consumers, gone = _consumers(declared, states, cordoned)
+    share = {queue: number * policy.share_percent // 100 for queue, number in consumers.items()}
+    mine: dict[str, list[Act]] = {}
     for act in acts:
-        mine.setdefault(act["host"], set()).update(act["queues"])
+        mine.setdefault(act["host"], []).append(act)
     made: list[list[str]] = []
     away: dict[str, int] = {}
-    for host, queues in mine.items():
-        full = any(away.get(queue, 0) + 1 > most.get(queue, 1) for queue in queues)
-        if not made or full or len(made[-1]) >= policy.hosts_at_a_time:
+    for host, here in mine.items():
+        queues = {queue for act in here for queue in act["queues"]}
+        full = any(away.get(queue, 0) >= max(1, share.get(queue, 0) - gone.get(queue, 0)) for queue in queues)
+        if len(made) < 2 or full or len(made[-1]) >= policy.hosts_at_a_time:
             made.append([])
             away = {}
         made[-1].append(host)
         for queue in queues:
             away[queue] = away.get(queue, 0) + 1
+        # For good.
+        for queue in (queue for act in here if act["act"] == CORDON for queue in act["queues"]):
+            gone[queue] = gone.get(queue, 0) + 1
     return made
+
+
+def _consumers(
+    declared: Mapping[str, Sequence[Mapping[str, Any]] | None],
+    states: Mapping[str, Mapping[str, Any]],
+    cordoned: Collection[tuple[str, str]],
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Of each queue, how many consumers are declared, and how many of those take no task."""
+    consumers: dict[str, int] = {}
+    gone: dict[str, int] = {}
+    for host, instances in declared.items():
+        for one in INSTANCES if instances is None else instances:
+            unit = f"celery-worker@{one['name']}.service"
+            state = _state(states.get(host, {}), unit)
+            works = state is not None and state["active"] and (host, unit) not in cordoned
+            for queue in one.get("queues", ["celery"]):
+                consumers[queue] = consumers.get(queue, 0) + 1
+                gone[queue] = gone.get(queue, 0) + (not works)
+    return consumers, gone
 
 
 def _say(made: Plan, policy: Policy) -> Iterator[str]:

@@ -95,8 +95,9 @@ def known(log: Iterable[Entry]) -> dict[tuple[str, str], Known]:
         elif event == "planned":
             found[name] = Known(last.act, last.stands, useless, line)
         elif event == "removed":
-            # What comes next is judged by itself.
-            found[name] = Known(None, None, useless)
+            # What comes next is judged by itself. That it was worse, is still to be told.
+            stands = last.stands if last.stands is not None and last.stands.get("verdict") == WORSE else None
+            found[name] = Known(None, stands, useless)
         elif event == "done":
             found[name] = Known(line, line, useless)
         else:

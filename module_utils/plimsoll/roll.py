@@ -7,6 +7,7 @@ it went well.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import socket
 import subprocess
@@ -24,8 +25,18 @@ UNITS = Path("/etc/systemd/system")
 # A drop-in of plimsoll's own, behind that of roles/celery_worker and before an administrator's 90-*.conf.
 DROPIN = "60-remedy.conf"
 PREFIX, SUFFIX = "celery-worker@", ".service"
-LIBRARIES = Path("/usr/lib")
-PROPERTIES = "Id,LoadState,ActiveState,SubState,InactiveExitTimestampMonotonic,Environment,MemoryHigh"
+LIBRARIES, PROC = Path("/usr/lib"), Path("/proc")
+# Of the environment of a service, what is for its main process alone.
+OF_ONE_PROCESS = re.compile(
+    r"NOTIFY_SOCKET|WATCHDOG_|LISTEN_|FDSTORE|INVOCATION_ID|JOURNAL_STREAM|SYSTEMD_|MEMORY_PRESSURE_|MAINPID"
+    r"|CELERY_ARGS|CELERY_REMEDY_ARGS|CELERY_WORKER_"
+)
+PROPERTIES = (
+    "Id,LoadState,ActiveState,InactiveExitTimestampMonotonic,Environment,MemoryHigh,NeedDaemonReload,RuntimeMaxUSec,"
+    "Restart"
+)
+# As systemd writes a span of time, in seconds.
+SPANS = {"us": 1e-6, "ms": 1e-3, "s": 1, "min": 60, "h": 3600, "d": 86400, "w": 604800, "month": 2629800, "y": 31557600}
 # What of the environment Celery is started with, in this order.
 ARGS = ("CELERY_ARGS", "CELERY_REMEDY_ARGS")
 # Messages that are no growth of a queue: some are always on their way.
@@ -72,19 +83,25 @@ class How:
     home: Path
     app: str
     user: str
-    environment: Mapping[str, str]
     restart_s: int
     ready_s: int
     settle_s: int
 
 
 class Failed(Exception):
-    """A step did not go well; the message says which, and why."""
+    """A step did not go well; the message says which, and why. journal has the last lines of the unit."""
+
+    def __init__(self, message: str, journal: str = "") -> None:
+        super().__init__(message)
+        self.journal = journal
 
 
 @dataclass
 class Outcome:
-    """What came of an act. done: it is in force; stop: no further act is to begin, why says so."""
+    """What came of an act. done: it is in force; stop: no further act is to begin, why says so.
+
+    journal is what the unit said last, which may be anything: it is for whoever looks on, and is not kept.
+    """
 
     id: str
     unit: str
@@ -94,9 +111,11 @@ class Outcome:
     why: str = ""
     ended: float = 0.0
     away_s: float = 0.0
+    journal: str = ""
 
     def as_data(self) -> dict[str, Any]:
-        return {**vars(self), "ended": round(self.ended, 3), "away_s": round(self.away_s, 1)}
+        kept = {name: value for name, value in vars(self).items() if name != "journal"}
+        return {**kept, "ended": round(self.ended, 3), "away_s": round(self.away_s, 1)}
 
 
 def path_of(unit: str) -> Path:
@@ -141,6 +160,10 @@ def parse(shown: str, offset: float, jemalloc: str, systemd: int, units: Path = 
                 "active": one.get("ActiveState") == "active",
                 "since": round(int(began) / 1e6 + offset, 3) if began.isdigit() and int(began) else None,
                 "dropin": there.content,
+                "restart": one.get("Restart", ""),
+                "runtime_max_s": seconds(one.get("RuntimeMaxUSec", "")),
+                # On disk is what systemd has not read.
+                "stale": one.get("NeedDaemonReload") == "yes",
                 # Of the directory, which changes with a removal too.
                 "changed": round(folder.stat().st_mtime, 3) if folder.is_dir() else None,
                 "args": " ".join(filter(None, (environment.get(name, "") for name in ARGS))),
@@ -151,6 +174,29 @@ def parse(shown: str, offset: float, jemalloc: str, systemd: int, units: Path = 
             }
         )
     return found
+
+
+def _state(unit: str) -> dict[str, Any] | None:
+    return next(iter(states([unit])), None)
+
+
+def environment_of(unit: str) -> dict[str, str]:
+    """What a worker that runs was started with, but for what systemd says to that one process. Raises OSError.
+
+    From the host itself, so that no secret has to come with the act.
+    """
+    pid = _systemctl("show", "--value", "--property=MainPID", "--", unit).stdout.strip()
+    words = (PROC / pid / "environ").read_bytes().decode(errors="surrogateescape").split("\0")
+    pairs = (word.partition("=")[::2] for word in words if "=" in word)
+    return {name: value for name, value in pairs if not OF_ONE_PROCESS.match(name)}
+
+
+def seconds(span: str) -> float | None:
+    """Of a span as systemd prints it, as in `1d 2h 3min 4.5s`; None for infinity, and for what is none."""
+    parts = re.findall(r"([0-9.]+)([a-z]+)", span)
+    if not parts or any(unit not in SPANS for _, unit in parts):
+        return None
+    return sum(float(number) * SPANS[unit] for number, unit in parts)
 
 
 def _systemctl(*words: str, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
@@ -175,13 +221,16 @@ def change_of(act: Mapping[str, Any]) -> list[Change]:
 
 def needed(act: Mapping[str, Any]) -> bool:
     """Whether it is still to be done: a run that was interrupted may have done it. Raises OSError, and ValueError."""
-    if act["act"] == "cordon" or change_of(act):
+    changes = change_of(act)
+    state = _state(act["unit"])
+    if state is None or not state["active"]:
+        return act["act"] == "remove" and bool(changes)
+    if act["act"] == "cordon" or changes:
         return True
-    (state,) = states([act["unit"]]) or [{"since": None, "active": False, "changed": None}]
     if act["act"] == "recycle":
         # Told in Unix seconds by two clocks that are read one after the other, it is never quite the same.
-        return not state["active"] or (state["since"] or 0.0) < (act["since"] or 0.0) + 1
-    return not state["active"] or (state["since"] or 0.0) <= (state["changed"] or 0.0)
+        return bool((state["since"] or 0.0) < (act["since"] or 0.0) + 1)
+    return bool(state["stale"] or (state["since"] or 0.0) <= (state["changed"] or 0.0))
 
 
 def perform(act: Mapping[str, Any], how: How) -> Outcome:
@@ -189,6 +238,16 @@ def perform(act: Mapping[str, Any], how: How) -> Outcome:
     outcome = Outcome(act["id"], act["unit"])
     changes: list[Change] = []
     try:
+        changes = change_of(act)
+        state = _state(act["unit"])
+        if state is None or not state["active"]:
+            # Whoever has stopped it, or taken it off the list, does not want it started.
+            if act["act"] == "remove":
+                outcome.done, outcome.changed = True, bool(changes)
+                _put(changes)
+            else:
+                outcome.why = f"{act['unit']} does not run, and is not started by this"
+            return outcome
         if not needed(act):
             outcome.done, outcome.why = True, "it was in force already"
             return outcome
@@ -196,10 +255,10 @@ def perform(act: Mapping[str, Any], how: How) -> Outcome:
             _cordon(act, how)
             outcome.done = outcome.changed = True
             return outcome
-        changes = change_of(act)
         if said := complaints([change.after for change in changes]):
             raise Failed(f"systemd-analyze verify refuses the drop-in, nothing was written:\n{said}")
-        before = depths(act["queues"], how)
+        environment = environment_of(act["unit"])
+        before = depths(act["queues"], how, environment)
     except (Failed, ReleaseError, OSError, ValueError) as error:
         outcome.stop, outcome.why = True, f"{act['unit']}: {error}"
         return outcome
@@ -207,23 +266,32 @@ def perform(act: Mapping[str, Any], how: How) -> Outcome:
         outcome.ended = time.time()
     outcome.changed = True
     try:
-        for change in changes:
-            write(change.after)
-        outcome.away_s = restart(act["unit"], how)
-        outcome.done = True
+        _put(changes)
+        outcome.away_s = restart(act["unit"], how, environment)
+        outcome.done, outcome.ended = True, time.time()
     except (Failed, ReleaseError, OSError, ValueError) as error:
         outcome.stop, outcome.why = True, f"{act['unit']}: {error}"
-        back(act["unit"], changes, how, outcome)
+        outcome.journal = error.journal if isinstance(error, Failed) else ""
+        back(act["unit"], changes, how, environment, outcome)
+        outcome.ended = time.time()
     else:
-        _settled(act, before, how, outcome)
-    outcome.ended = time.time()
+        _settled(act, before, how, environment, outcome)
     return outcome
 
 
-def _settled(act: Mapping[str, Any], before: Mapping[str, int], how: How, outcome: Outcome) -> None:
+def _put(changes: Sequence[Change]) -> None:
+    """Raises OSError, and ValueError."""
+    for change in changes:
+        write(change.after)
+    _systemctl("daemon-reload")
+
+
+def _settled(
+    act: Mapping[str, Any], before: Mapping[str, int], how: How, environment: Mapping[str, str], outcome: Outcome
+) -> None:
     """Whether its queues are as short as before, or are being worked off; the act stands either way."""
     try:
-        after = depths(act["queues"], how, before)
+        after = depths(act["queues"], how, environment, before)
     except (ReleaseError, OSError, ValueError) as error:
         outcome.stop, outcome.why = True, f"{act['unit']}: its queues could not be asked: {error}"
         return
@@ -235,23 +303,22 @@ def _settled(act: Mapping[str, Any], before: Mapping[str, int], how: How, outcom
         )
 
 
-def restart(unit: str, how: How) -> float:
+def restart(unit: str, how: How, environment: Mapping[str, str]) -> float:
     """Seconds from the warm shutdown until the new worker answers and takes a task. Raises Failed and ReleaseError."""
     began = time.monotonic()
-    _systemctl("daemon-reload")
     _systemctl("reset-failed", "--", unit)
     ran = _systemctl("restart", "--", unit, timeout=how.restart_s)
     if ran.returncode:
-        raise Failed(f"systemctl restart: {ran.stderr.strip()}\n{journal(unit)}")
+        raise Failed(f"systemctl restart: {ran.stderr.strip()}", journal(unit))
     name = unit[len(PREFIX) : -len(SUFFIX)]
-    silent, idle = check(how.home / "current", how.app, how.user, dict(how.environment), [name], how.ready_s)
+    silent, idle = check(how.home / "current", how.app, how.user, dict(environment), [name], how.ready_s)
     if silent or idle:
         what = "does not answer" if silent else "answers, and takes no task"
-        raise Failed(f"it {what} within {how.ready_s} s\n{journal(unit)}")
+        raise Failed(f"it {what} within {how.ready_s} s", journal(unit))
     return time.monotonic() - began
 
 
-def back(unit: str, changes: Sequence[Change], how: How, outcome: Outcome) -> None:
+def back(unit: str, changes: Sequence[Change], how: How, environment: Mapping[str, str], outcome: Outcome) -> None:
     """Put back what the host had. Said in the outcome, and so is where that did not work."""
     try:
         for change in changes:
@@ -259,19 +326,22 @@ def back(unit: str, changes: Sequence[Change], how: How, outcome: Outcome) -> No
                 Path(change.after.path).unlink(missing_ok=True)
             else:
                 write(change.before)
-        restart(unit, how)
-        outcome.why += "\nIt is back at what it had, and works"
+        _systemctl("daemon-reload")
+        restart(unit, how, environment)
+        outcome.why += "; it is back at what it had, and works"
     except (Failed, ReleaseError, OSError, ValueError) as error:
-        outcome.why += f"\nGoing back failed too, so look at the host: {error}"
+        outcome.why += f"; going back failed too, so look at the host: {error}"
 
 
-def depths(queues: Sequence[str], how: How, before: Mapping[str, int] | None = None) -> dict[str, int]:
+def depths(
+    queues: Sequence[str], how: How, environment: Mapping[str, str], before: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """Messages that wait in each queue; with before, once none is longer than that, or in how.settle_s.
 
     Where one then still is, and does not become shorter, the key "" is 1. Raises ReleaseError.
     """
     words = [how.app, str(how.settle_s if before else 0), json.dumps(before or {}), str(SLACK), str(FALLING_S), *queues]
-    ran = run_in_release(how.home / "current", how.user, dict(how.environment), DEPTHS, *words)
+    ran = run_in_release(how.home / "current", how.user, dict(environment), DEPTHS, *words)
     if ran.returncode:
         raise ReleaseError((ran.stderr.strip().splitlines() or ["asking the broker failed"])[-1])
     found = said_by(ran.stdout)
@@ -294,7 +364,7 @@ answer({"left": sorted(one["name"] for one in left[node]) if left else None})
 def _cordon(act: Mapping[str, Any], how: How) -> None:
     """Raises Failed where the worker goes on to take tasks, and ReleaseError."""
     node = f"{act['unit'][len(PREFIX) : -len(SUFFIX)]}@{socket.gethostname()}"
-    environment = dict(how.environment)
+    environment = environment_of(act["unit"])
     ran = run_in_release(how.home / "current", how.user, environment, CORDONS, how.app, node, *act["queues"])
     if ran.returncode:
         raise ReleaseError((ran.stderr.strip().splitlines() or ["asking the worker failed"])[-1])

@@ -7,7 +7,13 @@ run, in turns, what it is compared with. None finds a connection open. Given are
 
 files   50 files from each of 10 hosts, beside a loop of ansible.builtin.fetch over them, which is given their names
 large   100 MB from one host, beside `ssh HOST cat FILES | sha256sum`: as plain CSV, and as the gzip that the sampler
-        leaves. And 1 MB, which shows what a run of Ansible costs whatever it brings, and whether memory goes with size
+        leaves. And 1 MB, which shows what a run of Ansible costs whatever it brings, and whether memory goes with size.
+        Through a loopback that is as fast as memory, cat has no network to wait for. As root, through one of 1 Gbit/s,
+        which is what a Linode sends at:
+
+    unshare --net sh -c 'ip link set lo up && tc qdisc add dev lo root tbf rate 1gbit burst 1mb latency 50ms &&
+        exec .venv/bin/python -m tests.bench.collecting --only large'
+
 again   a second run with nothing new since, beside two pings a host by one playbook, one less start of Ansible than
         `ansible -m ping` twice
 slope   a routine run of several numbers of hosts, each once, beside two pings: how time and memory go with the number

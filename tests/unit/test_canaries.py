@@ -41,6 +41,7 @@ def leaks(host: str, name: str, **more: Any) -> dict[str, Any]:
         "grows_in": None,
         "begins_kb": None,
         "span_hours": 30.0,
+        "last_sample": "2025-11-24T00:00:00+00:00",
         "level_kb": 200.0 * MIB,
         "memory_high_kb": None,
         "memory_max_kb": GIB,

@@ -462,7 +462,8 @@ POLICY = {
 }
 GATE = {
     **{"unit": UNIT, "active": True, "since": T0 - 60.0, "dropin": "", "changed": T0 - 90.0, "args": ""},
-    **{"memory_high_kb": 1 << 20, "jemalloc": "", "systemd": 252},
+    **{"memory_high_kb": 1 << 20, "jemalloc": "", "systemd": 252, "stale": False, "restart": "always"},
+    **{"runtime_max_s": None},
 }
 DECLARED = {"w-1": [{"name": "gate", "queues": ["gate"], "pool": "prefork", "concurrency": 2}], "w-2": None}
 PLANNED: dict[str, Any] = {
@@ -507,7 +508,9 @@ class Remediation:
     def do(self) -> None:
         """Plans at NOW, and a minute later the act is done."""
         (act,) = self.told(PLANNED, "remedies")["acts"]
+        assert self.ask({"acts": [act], "came": {}}, "remedied", "--begun") == (0, "", "")
         self.at(NOW + 60)
+        self.there = {**PLANNED, "states": {"w-1": {"workers": [{**GATE, "dropin": act["dropin"]}]}}}
         one = {"id": act["id"], "done": True, "changed": True, "why": "", "ended": NOW + 50, "away_s": 7.2}
         code, out, err = self.ask({"acts": [act], "host": "w-1", "came": {"outcomes": [one]}}, "remedied")
         assert (code, out, err) == (0, "w-1 gate: contain: done in 7 s\n", "")
@@ -522,12 +525,15 @@ def test_what_is_to_be_done_is_planned_and_noted_and_with_check_nothing_is(remed
     before = sorted(remediation.store.rglob("*"))
     looked = remediation.told(PLANNED, "remedies", "--check")
     assert [(one["host"], one["act"]) for one in looked["acts"]] == [("w-1", "contain")]
-    assert looked["waves"] == [["w-1"]] and "CONTAIN w-1 gate: " in looked["text"] and looked["open"] == 0
+    assert looked["waves"] == [["w-1"]] and "CONTAIN w-1 gate: " in looked["text"]
+    assert looked["due"] == pytest.approx(NOW + looked["acts"][0]["prove_s"])
     # No log, and no lock.
     assert sorted(remediation.store.rglob("*")) == before
     assert remediation.told(PLANNED, "remedies") == looked
+    # Nothing is noted before it is begun.
+    assert remediation.log == [] and (remediation.store / ".remediation.lock").exists()
+    assert remediation.ask({"acts": looked["acts"], "came": {}}, "remedied", "--begun") == (0, "", "")
     assert [(one["event"], one["act"], one["time"]) for one in remediation.log] == [("planned", "contain", NOW)]
-    assert (remediation.store / ".remediation.lock").exists()
 
 
 def test_a_remediation_beside_another_plans_nothing_and_may_look(remediation: Remediation) -> None:
@@ -549,14 +555,17 @@ def test_a_remedy_is_noted_and_is_in_the_findings(remediation: Remediation, caps
     document = json.loads(run(capsys, "analyse", remediation.store, "--format", "json")[1])
     remedies = {one["host"]: one["remedy"] for one in document["workers"]}
     assert remedies["w-2"] is None and (remedies["w-1"]["act"], remedies["w-1"]["state"]) == ("contain", "done")
-    assert remediation.left(PLANNED, "remedies", "--check").startswith("contain was done ")
+    assert remediation.left(remediation.there, "remedies", "--check").startswith("contain was done ")
+    # Of one that somebody has taken away nothing is to be proven.
+    assert remediation.told(PLANNED, "remedies", "--check")["acts"]
 
 
 def test_before_its_time_a_remedy_is_not_proven(remediation: Remediation) -> None:
     remediation.do()
     was = (remediation.out / "findings.json").read_text()
     told = remediation.told(PROVES, "prove")
-    assert told["text"].startswith("w-1 gate: contain: not proven yet: ") and told["open"] == 1
+    assert told["text"].startswith("w-1 gate: contain: not proven yet: ")
+    assert told["due"] == NOW + 50 + remediation.log[-1]["prove_s"]
     assert told["back"]["acts"] == [] and len(remediation.log) == 2
     assert (remediation.out / "findings.json").read_text() == was
 
@@ -574,7 +583,7 @@ def test_a_remedy_that_has_helped_is_proven_and_the_report_says_so(remediation: 
     sample_on(tmp_path, NOW + 60, 25)
     remediation.at(NOW + 25 * 3600)
     told = remediation.told(PROVES, "prove")
-    assert told["open"] == 0 and told["back"]["acts"] == [] and ": contain: REMEDIED: " in told["text"]
+    assert told["due"] is None and told["back"]["acts"] == [] and ": contain: REMEDIED: " in told["text"]
     proven = remediation.log[-1]
     assert (proven["event"], proven["verdict"]) == ("proven", "remedied")
     document = json.loads((remediation.out / "findings.json").read_text())
@@ -582,7 +591,7 @@ def test_a_remedy_that_has_helped_is_proven_and_the_report_says_so(remediation: 
     assert (one["state"], one["before"]["pattern"], one["after"]["pattern"]) == ("remedied", "growing", "plateau")
     assert ", remedied" in (remediation.out / "report.html").read_text()
     again = remediation.told(PROVES, "prove")
-    assert (again["open"], again["text"]) == (0, "") and remediation.log[-1] == proven
+    assert (again["due"], again["text"]) == (None, "") and remediation.log[-1] == proven
 
 
 def test_a_remedy_that_was_worse_is_taken_back_where_the_run_that_proved_it_was_interrupted(
@@ -592,9 +601,8 @@ def test_a_remedy_that_was_worse_is_taken_back_where_the_run_that_proved_it_was_
     last = {**remediation.log[-1], "event": "proven", "verdict": "worse", "why": "2 OOM kills since"}
     with (remediation.store / "remediation.jsonl").open("a") as file:
         file.write(json.dumps(last) + "\n")
-    there = {**PLANNED, "states": {"w-1": {"workers": [{**GATE, "dropin": "[Service]\n"}]}}}
     for _ in range(2):
-        (act,) = remediation.told(there, "remedies")["acts"]
+        (act,) = remediation.told(remediation.there, "remedies")["acts"]
         assert (act["act"], act["reason"]) == ("remove", "it has become worse with it")
     # Where nothing is there to be taken away, a person is told why no more is done.
     assert "contain was of no use to it before (worse, " in remediation.left(PLANNED, "remedies")
@@ -612,7 +620,7 @@ def test_all_remedies_are_taken_away_without_findings(remediation: Remediation) 
     (remediation.out / "findings.json").unlink()
     asked = {**PLANNED, "states": {"w-1": {"workers": [{**GATE, "dropin": "[Service]\n"}]}, "w-2": {"msg": "down"}}}
     made = remediation.told(asked, "remedies", "--absent")
-    assert [one["act"] for one in made["acts"]] == ["remove"] == [one["act"] for one in remediation.log]
+    assert [one["act"] for one in made["acts"]] == ["remove"] and made["due"] is None
     assert [one["why"] for one in made["told"]] == ["its state is not known: down"]
 
 

@@ -282,3 +282,52 @@ def test_figures_leave_the_worker_as_it_is() -> None:
     sizes: list[Floats] = [each.sizes.copy() for each in one.generations]
     figures(one, BEGIN - WAIT, BEGIN)
     assert all(np.array_equal(was, each.sizes) for was, each in zip(sizes, one.generations))
+
+
+# ---- who has ended it ----
+
+
+def test_what_the_guard_or_a_deployment_has_ended_did_not_leave_by_itself() -> None:
+    """All of the worker's processes end together, three times."""
+    begins = [DONE + n * HOUR for n in range(4)]
+    mains = [life(at, at + HOUR, pid=20 + n, role="main") for n, at in enumerate(begins)]
+    children = lives(DONE, DONE + WAIT, 60, HOUR)
+    together = figures(worker(LEAK, *mains, *children), DONE, DONE + WAIT)
+    alone = figures(worker(LEAK, life(DONE, DONE + WAIT, pid=1, role="main"), *children), DONE, DONE + WAIT)
+    assert together is not None and alone is not None
+    assert (together["ended"], alone["ended"]) == (0, 3)
+
+
+def test_by_the_clock_only_those_count_that_were_as_old_as_that() -> None:
+    one = worker(LEAK, *lives(DONE, DONE + WAIT, 60, HOUR))
+    for clock_s, ended in ((HOUR, 3), (0.5 * HOUR, 3), (2 * HOUR, 0)):
+        after = figures(one, DONE, DONE + WAIT, clock_s)
+        assert after is not None and after["ended"] == ended
+
+
+def test_by_the_clock_nothing_is_told_before_it_has_struck() -> None:
+    by_the_clock: Any = {**act("contain"), "settings": ["RuntimeMaxSec=86400s"]}
+    entry, said = settled(by_the_clock, worker(LEAK, FLAT), DONE + WAIT)
+    assert entry is None and "1 more process is to leave in time" in said
+
+
+def test_a_worker_that_the_guard_had_to_restart_is_not_contained() -> None:
+    one = worker(LEAK, *lives(DONE, DONE + WAIT, 60, HOUR))
+    for guarded, verdict_of in ((DONE - 60, "contained"), (DONE + 60, "not_remedied")):
+        entry, _ = settled(act("contain"), one, DONE + WAIT, guarded)
+        assert entry is not None and entry["verdict"] == verdict_of
+
+
+def test_what_happens_later_than_was_asked_before_makes_nothing_worse() -> None:
+    """Days later there was a kill; in as long a time as before there was none."""
+    end = DONE + 4 * WAIT
+    one = worker(LEAK, life(DONE, end, 0), killed=[DONE + 3 * WAIT])
+    entry, _ = settled(act("contain"), one, end)
+    assert entry is not None and (entry["verdict"], entry["after"]["hours"]) == (
+        "remedied",
+        pytest.approx(WAIT / HOUR, abs=0.02),
+    )
+    # Where that was too short to tell, all is taken.
+    one = worker(LEAK, *lives(DONE, end, 60, 3 * HOUR), killed=[DONE + 3 * WAIT])
+    entry, said = settled(act("contain"), one, end)
+    assert entry is not None and entry["verdict"] == "not_remedied", said

@@ -27,6 +27,7 @@ from plimsoll.remedy import (
 from plimsoll.remedylog import known
 
 NOW = 1_763_942_400.0
+STAMP = datetime.fromtimestamp(NOW, timezone.utc).isoformat()
 MIB, GIB = 1 << 10, 1 << 20
 POLICY = Policy()
 
@@ -49,6 +50,7 @@ def leaks(host: str = "w-1", name: str = "gate", **more: Any) -> dict[str, Any]:
         "grows_in": "child",
         "begins_kb": 50.0 * MIB,
         "span_hours": 30.0,
+        "last_sample": STAMP,
         "level_kb": 300.0 * MIB,
         "memory_high_kb": GIB,
         "memory_max_kb": 2 * GIB,
@@ -73,6 +75,9 @@ def state(name: str = "gate", **more: Any) -> dict[str, Any]:
         "since": NOW - 36_000,
         "dropin": "",
         "changed": NOW - 40_000,
+        "stale": False,
+        "restart": "always",
+        "runtime_max_s": None,
         "args": "--queues=gate --pool=prefork --concurrency=2",
         "memory_high_kb": GIB,
         "jemalloc": "",
@@ -163,6 +168,37 @@ def test_what_no_child_can_give_back_is_restarted_by_the_clock(pool: str, grows_
     assert len(act["settings"]) == 1
 
 
+def test_by_the_clock_it_is_the_worker_as_a_whole_that_is_to_stay_below() -> None:
+    # Ten hours at 5 MiB/h or more ago it held 250 MiB at most, with 50 of them in the process that grows.
+    slow = leaks(grows_in="main", level_kb=300.0 * MIB, growth_low=5.0 * MIB, growth_high=40.0 * MIB)
+    (act,), _ = chosen(slow)
+    assert act["settings"][0] == f"RuntimeMaxSec={int(0.8 * (0.8 * 1024 - 250) / 40 * 3600)}s"
+    full = leaks(grows_in="main", level_kb=900.0 * MIB, growth_low=5.0 * MIB)
+    assert "it begins at 850 MiB, which leaves no room" in why(full)
+
+
+def test_what_is_stricter_already_is_left() -> None:
+    by_clock = {"declared": {"w-1": declares(gate="threads")}}
+    said = why(leaks(), states={"w-1": {"workers": [state(runtime_max_s=43_200.0)]}}, **by_clock)
+    assert "contained already: it is restarted each 12.0 h by RuntimeMaxSec" in said
+    assert chosen(leaks(), states={"w-1": {"workers": [state(runtime_max_s=9e5)]}}, **by_clock)[0]
+    said = why(leaks(), states={"w-1": {"workers": [state(args="--max-tasks-per-child=500")]}})
+    assert "contained already: children leave after 500 tasks" in said
+    # Memory tells nothing of descriptors.
+    by_memory = {"w-1": {"workers": [state(args="--max-memory-per-child=9000")]}}
+    assert chosen(leaks(leak_class="file_descriptors"), states=by_memory)[0]
+
+
+def test_a_worker_that_systemd_does_not_start_again_is_not_ended_by_the_clock() -> None:
+    states = {"w-1": {"workers": [state(restart="no")]}}
+    assert "Restart=no (celery_worker_restart)" in why(leaks(), declared={"w-1": declares(gate="solo")}, states=states)
+
+
+def test_a_worker_that_is_not_seen_any_more_is_left_however_new_the_findings_are() -> None:
+    old = datetime.fromtimestamp(NOW - 3 * 86_400, timezone.utc).isoformat()
+    assert "its last sample is 3.0 days old: is plimsoll-sampler" in why(leaks(last_sample=old))
+
+
 def test_a_worker_that_fills_within_the_hour_is_not_restarted_for_ever() -> None:
     fast = leaks(growth_high=900.0 * MIB, hours_to_memory_high=13.0)
     assert "it would have to be restarted each 41 min" in why(fast, declared={"w-1": declares(gate="threads")})
@@ -242,7 +278,7 @@ def test_what_a_person_wants_kept_is_cordoned() -> None:
     (act,), told = chosen(leaks(leaking=False), policy=replace(POLICY, cordon=("w-1:gate", "w-9:gone")))
     assert (act["act"], act["dropin"], act["queues"]) == ("cordon", "", ["gate"])
     assert told == {("w-9:gone", ""): "remediation_cordon names it, and the findings do not"}
-    done = {**planned({"acts": [act]}, NOW - 60)[0], "event": "done"}  # type: ignore[typeddict-item]
+    done = {**planned([act], NOW - 60)[0], "event": "done"}
     assert "it is cordoned, and kept for inspection" in why(leaks(), log=[done])
     # Once, until it is restarted.
     again = replace(POLICY, cordon=("w-1:gate",))
@@ -269,7 +305,7 @@ def test_findings_that_are_old_or_of_a_time_to_come_are_refused() -> None:
         ({"states": {"w-1": {"msg": "sudo: a password is required"}}}, "is not known: sudo: a password is required"),
         ({"states": {"w-1": {"workers": []}}}, "its state is not known: the host has no such unit"),
         ({"states": {"w-1": {"workers": [state(active=False)]}}}, "it does not run"),
-        ({"states": {"w-1": {"workers": [state(since=NOW + 1)]}}}, "it was restarted after these findings"),
+        ({"states": {"w-1": {"workers": [state(since=NOW + 1.0)]}}}, "it was restarted after these findings"),
         ({"policy": replace(POLICY, acts=())}, "remediation_acts does not allow contain"),
     ],
 )
@@ -289,6 +325,14 @@ def test_what_a_host_says_of_its_workers_may_be_anything() -> None:
         {"workers": [{**state(), "jemalloc": "/lib/x\nExecStart=/bin/sh"}]},
         {"workers": [{**state(), "since": "x"}]},
     ]
+    lies: list[dict[str, Any]] = [{"memory_high_kb": float("nan")}, {"since": float("inf")}, {"changed": True}]
+    lies += [
+        {"unit": "celery-worker@../../x.service"},
+        {"args": "x" * 20_000},
+        {"runtime_max_s": -1},
+        {"systemd": None},
+    ]
+    bad += [{"workers": [{**state(), **lie}]} for lie in lies] + [{"workers": [state()] * 1001}]
     states = sound_states({"good": good, **{str(at): one for at, one in enumerate(bad)}})
     assert states["good"] == good and all(set(states[str(at)]) == {"msg"} for at in range(len(bad)))
     assert sound_states({"w-1": {"msg": "no\nroute"}}) == {"w-1": {"msg": "no route"}}
@@ -298,20 +342,59 @@ def test_what_a_host_says_of_its_workers_may_be_anything() -> None:
 
 
 def acts_on(**queues: str) -> Any:
-    return [{"host": host, "queues": names.split()} for host, names in queues.items()]
+    return [{"host": host, "queues": names.split(), "act": "contain"} for host, names in queues.items()]
 
 
-def test_of_no_queue_more_than_a_share_of_its_consumers_is_away() -> None:
+def running(declared: Any, *but: str) -> Any:
+    """All of them, but on these hosts."""
+    return {
+        host: {"workers": [state(one["name"], active=host not in but) for one in instances]}
+        for host, instances in declared.items()
+    }
+
+
+def test_after_a_trial_of_no_queue_more_than_a_share_of_its_consumers_is_away() -> None:
     declared = {f"w{n}": declares(a="prefork") for n in range(8)}
-    acts = acts_on(**{f"w{n}": "a" for n in range(8)})
-    assert waves(acts, declared, POLICY) == [["w0", "w1"], ["w2", "w3"], ["w4", "w5"], ["w6", "w7"]]
-    assert len(waves(acts, declared, replace(POLICY, share_percent=100))) == 1
-    assert len(waves(acts, declared, replace(POLICY, share_percent=100, hosts_at_a_time=3))) == 3
+    acts, states = acts_on(**{f"w{n}": "a" for n in range(8)}), running(declared)
+    assert waves(acts, declared, states, POLICY) == [["w0"], ["w1", "w2"], ["w3", "w4"], ["w5", "w6"], ["w7"]]
+    assert len(waves(acts, declared, states, replace(POLICY, share_percent=100))) == 2
+    assert len(waves(acts, declared, states, replace(POLICY, share_percent=100, hosts_at_a_time=3))) == 4
 
 
 def test_one_consumer_of_a_queue_may_always_be_away_and_queues_do_not_hinder_each_other() -> None:
-    declared = {"w1": declares(a="prefork", b="prefork"), "w2": declares(b="prefork"), "w3": declares(c="prefork")}
-    assert waves(acts_on(w1="a b", w2="b", w3="c"), declared, POLICY) == [["w1"], ["w2", "w3"]]
+    declared = {
+        "w0": declares(c="prefork"),
+        "w1": declares(a="prefork", b="prefork"),
+        "w2": declares(b="prefork"),
+        "w3": declares(c="prefork"),
+    }
+    acts = acts_on(w0="c", w1="a b", w2="b", w3="c")
+    assert waves(acts, declared, running(declared), POLICY) == [["w0"], ["w1"], ["w2", "w3"]]
+
+
+def test_consumers_that_are_away_already_count_as_away() -> None:
+    declared = {f"w{n}": declares(a="prefork") for n in range(8)}
+    half = replace(POLICY, share_percent=50)
+    acts = acts_on(w0="a", w1="a", w2="a", w3="a")
+
+    def sizes(states: Any, cordoned: Any = ()) -> list[int]:
+        return list(map(len, waves(acts, declared, states, half, cordoned)))
+
+    assert sizes(running(declared)) == [1, 3]
+    assert sizes(running(declared, "w6", "w7")) == [1, 2, 1]
+    # One whose state is not known may be anything; one that is cordoned takes nothing.
+    assert sizes({host: one for host, one in running(declared).items() if host not in ("w6", "w7")}) == [1, 2, 1]
+    assert sizes(running(declared), [("w7", unit("a")), ("w6", unit("a"))]) == [1, 2, 1]
+    acts[1]["act"] = "cordon"
+    assert sizes(running(declared, "w5", "w6", "w7")) == [1, 1, 1, 1]
+
+
+def test_a_cordon_that_leaves_a_queue_to_nobody_says_so() -> None:
+    declared = {"w-1": declares(gate="prefork"), "w-2": declares(gate="prefork")}
+    policy = replace(POLICY, cordon=("w-1:gate",))
+    for but, risk in (((), "its queues have one consumer less, or none"), (("w-2",), "no consumer is left of gate")):
+        (act,), _ = chosen(leaks(), declared=declared, states=running(declared, *but), policy=policy)
+        assert act["risk"] == risk
 
 
 def test_the_plan_says_all_that_a_reviewer_signs() -> None:
@@ -377,14 +460,18 @@ def test_absent_takes_away_what_is_there_and_what_was_half_taken_away() -> None:
         state("gone", dropin="[Service]\n"),
     ]
     declared = {"w-1": declares(a="prefork", b="prefork", c="prefork"), "w-2": declares(x="prefork")}
-    made = removal(declared, {"w-1": {"workers": workers}, "w-2": {"msg": "unreachable"}}, POLICY)
+    # Of c it is the log that tells; that somebody else has changed a drop-in of it, is nothing to us.
+    begun = known([{**line("planned", "remove"), "unit": unit("c")}])
+    states = {"w-1": {"workers": workers}, "w-2": {"msg": "unreachable"}}
+    made = removal(declared, states, begun, POLICY)
     assert [act["unit"] for act in made["acts"]] == [unit("a"), unit("c"), unit("gone")]
+    assert [act["unit"] for act in removal(declared, states, {}, POLICY)["acts"]] == [unit("a"), unit("gone")]
     assert [(one["host"], one["why"]) for one in made["told"]] == [("w-2", "its state is not known: unreachable")]
 
 
 def test_a_run_that_was_interrupted_is_told_by_what_it_left() -> None:
     (act,), _ = chosen(leaks())
-    (entry,) = planned({"acts": [act]}, NOW - 600)  # type: ignore[typeddict-item]
+    (entry,) = planned([act], NOW - 600)
     assert (entry["event"], entry["time"], entry["prove_s"]) == ("planned", NOW - 600, 86_400)
 
     def left(**more: Any) -> list[Any]:
@@ -394,7 +481,34 @@ def test_a_run_that_was_interrupted_is_told_by_what_it_left() -> None:
     assert [(one["event"], one["time"]) for one in done] == [("done", NOW - 500)]
     # Not written; written and not restarted; restarted by somebody else without it.
     assert left() == left(dropin=act["dropin"], changed=NOW - 550) == left(since=NOW - 500, changed=NOW - 550) == []
+    # Of a daemon-reload that did not come, nothing is in force.
+    assert left(dropin=act["dropin"], changed=NOW - 550, since=NOW - 500, stale=True) == []
     assert recovered(known([entry, done[0]]), {"w-1": {"workers": [state(dropin=act["dropin"])]}}, NOW) == []
+
+
+def test_a_restart_long_after_it_was_planned_is_no_recycle() -> None:
+    begun = line("planned", "recycle", NOW - 36_000, settings=[])
+    for since, events in ((NOW - 35_900, ["done"]), (NOW - 600, [])):
+        found = recovered(known([begun]), {"w-1": {"workers": [state(since=since)]}}, NOW)
+        assert [one["event"] for one in found] == events
+
+
+def test_a_dropin_that_somebody_has_taken_away_contains_nothing() -> None:
+    log = [line("done", settings=["RuntimeMaxSec=9s"]), line("proven", verdict="contained")]
+    there = {"w-1": {"workers": [state(dropin="[Service]\nRuntimeMaxSec=9s\n")]}}
+    assert recovered(known(log), there, NOW) == []
+    (gone,) = recovered(known(log), {"w-1": {"workers": [state()]}}, NOW)
+    assert (gone["event"], gone["why"]) == ("removed", "its drop-in is gone")
+    assert chosen(leaks(), log=[*log, gone])[0][0]["act"] == "contain"
+    # A host that does not answer has taken nothing away.
+    assert recovered(known(log), {"w-1": {"msg": "unreachable"}}, NOW) == []
+
+
+def test_what_helped_and_does_not_any_more_is_for_a_person() -> None:
+    log = [line("done"), line("proven", verdict="remedied")]
+    assert "contain was proven to help, and does not any more; a person must look" in why(leaks(), log=log)
+    log = [line("done"), line("proven", verdict="contained")]
+    assert "does not any more" in why(leaks(level_kb=950.0 * MIB), log=log)
 
 
 def test_what_came_of_acts_is_noted_and_what_a_host_says_of_them_may_be_anything() -> None:

@@ -183,6 +183,12 @@ def test_the_findings_say_nothing_where_nothing_was_done_or_it_was_removed() -> 
     assert told(line("planned")) is None and told(DONE, line("removed", "remove")) is None
 
 
+def test_that_it_was_worse_is_still_told_when_it_has_been_taken_away() -> None:
+    proof: Any = {"verdict": "worse", "why": "2 OOM kills since", "before": None, "after": None, "settings": []}
+    gone = told(DONE, line("proven", when=NOW + 60, **proof), line("removed", "remove", when=NOW + 90))
+    assert gone is not None and gone["state"] == "worse"
+
+
 def test_the_schema_has_the_keys_of_a_remedy() -> None:
     assert list(SCHEMA["$defs"]["remedy"]["properties"]) == list(Remedy.__annotations__)
     assert SCHEMA["$defs"]["remedy"]["required"] == list(Remedy.__annotations__)

@@ -26,14 +26,18 @@ from plimsoll.roll import DROPIN, How, Outcome, change_of, depths, needed, parse
 UNIT = "celery-worker@gate.service"
 NODE = f"gate@{socket.gethostname()}"
 OLD, NEW = "[Service]\nRuntimeMaxSec=9s\n", '[Service]\nEnvironment="CELERY_REMEDY_ARGS=--max-memory-per-child=9"\n'
-HOW = How(Path("/opt/celery"), "shop", "celery", {"CELERY_BROKER_URL": "memory://"}, 240, 120, 60)
+HOW = How(Path("/opt/celery"), "shop", "celery", 240, 120, 60)
+# What the worker was started with, some of it for its main process alone.
+GIVEN = {"CELERY_BROKER_URL": "memory://", "CELERY_RESULT_BACKEND": "rpc://", "DIGIT": "1", "ODD": 'a "b"=\\n'}
+OWN = {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "1", "CELERY_ARGS": "--queues=gate", "CELERY_WORKER_INCLUDE": "x"}
 
 
 def show(unit: str = UNIT, **more: str) -> str:
     """A block of what `systemctl show` prints."""
     shown = {
-        **{"Environment": "", "Id": unit, "LoadState": "loaded", "ActiveState": "active", "SubState": "running"},
-        **{"InactiveExitTimestampMonotonic": "2500000", "MemoryHigh": "1073741824", **more},
+        **{"Environment": "", "Id": unit, "LoadState": "loaded", "ActiveState": "active"},
+        **{"InactiveExitTimestampMonotonic": "2500000", "MemoryHigh": "1073741824", "NeedDaemonReload": "no"},
+        **{"RuntimeMaxUSec": "infinity", "Restart": "always", **more},
     }
     return "".join(f"{name}={value}\n" for name, value in shown.items())
 
@@ -43,7 +47,7 @@ class Host:
 
     def __init__(self, units: Path) -> None:
         self.units, self.asked = units, list[str]()
-        self.active, self.began = True, time.monotonic() - 100
+        self.active, self.stale, self.began = True, False, time.monotonic() - 100
         # Of each restart and each question, in their order; the last stands for all after it.
         self.restarts, self.answers = [""], [([], [])]  # type: tuple[list[str], list[tuple[list[str], list[str]]]]
         self.depths: list[dict[str, Any] | str] = [{"depths": {"gate": 3}, "grown": []}]
@@ -63,12 +67,15 @@ class Host:
         if words[0] not in ("show", "--version"):
             self.asked.append(" ".join(words))
         active = "active" if self.active else "failed"
-        shown = show(ActiveState=active, InactiveExitTimestampMonotonic=str(int(self.began * 1e6)))
+        more = {"NeedDaemonReload": "yes" if self.stale else "no"}
+        shown = show(ActiveState=active, InactiveExitTimestampMonotonic=str(int(self.began * 1e6)), **more)
+        if "--property=MainPID" in words:
+            shown = "812\n"
         out = "systemd 252 (252.39-1~deb12u1)\n" if words[0] == "--version" else shown
         return subprocess.CompletedProcess(words, 1 if error else 0, out, error)
 
     def check(self, *given: Any) -> tuple[list[str], list[str]]:
-        assert given == (HOW.home / "current", "shop", "celery", HOW.environment, ["gate"], HOW.ready_s)
+        assert given == (HOW.home / "current", "shop", "celery", GIVEN, ["gate"], HOW.ready_s)
         self.asked.append("check")
         came = self.next(self.answers)
         if isinstance(came, Exception):
@@ -78,7 +85,7 @@ class Host:
     def run(
         self, release: Path, user: str, environment: Any, code: str, *args: str
     ) -> subprocess.CompletedProcess[str]:
-        assert (release, user) == (HOW.home / "current", "celery")
+        assert (release, user, environment) == (HOW.home / "current", "celery", GIVEN)
         self.asked.append("depths" if code == roll.DEPTHS else "cordon")
         self.given.append(args)
         came = self.next(self.depths) if code == roll.DEPTHS else {"left": self.left}
@@ -111,6 +118,10 @@ def host(tmp_path: Path, monkeypatch: Any) -> Host:
     units.mkdir(parents=True)
     host = Host(units)
     monkeypatch.setattr(roll, "UNITS", units)
+    monkeypatch.setattr(roll, "PROC", tmp_path / "proc")
+    (tmp_path / "proc/812").mkdir(parents=True)
+    environ = "".join(f"{name}={value}\0" for name, value in {**OWN, **GIVEN}.items())
+    (tmp_path / "proc/812/environ").write_text(environ)
     monkeypatch.setattr(parse, "__defaults__", (units,))
     who: Any = {"owner": pwd.getpwuid(os.getuid()).pw_name, "group": grp.getgrgid(os.getgid()).gr_name}
     monkeypatch.setattr(roll, "Entry", partial(Entry, **who))
@@ -141,7 +152,8 @@ def test_a_unit_is_told_as_its_host_has_it(tmp_path: Path) -> None:
         {
             **{"unit": UNIT, "active": True, "since": 1002.5, "dropin": OLD, "changed": 1000.5},
             **{"args": "--queues=gate,mail --concurrency=2 --max-tasks-per-child=9", "memory_high_kb": 1 << 20},
-            **{"jemalloc": "/usr/lib/x/libjemalloc.so.2", "systemd": 252},
+            **{"jemalloc": "/usr/lib/x/libjemalloc.so.2", "systemd": 252, "stale": False, "restart": "always"},
+            **{"runtime_max_s": None},
         }
     ]
 
@@ -156,6 +168,10 @@ def test_a_unit_is_told_as_its_host_has_it(tmp_path: Path) -> None:
         ({"InactiveExitTimestampMonotonic": "0", "ActiveState": "inactive"}, {"since": None, "active": False}),
         ({"ActiveState": "activating"}, {"active": False}),
         ({"Environment": 'CELERY_ARGS="a b"'}, {"args": "a b"}),
+        ({"NeedDaemonReload": "yes", "Restart": "no"}, {"stale": True, "restart": "no"}),
+        ({"RuntimeMaxUSec": "1d 2h 3min 4.5s"}, {"runtime_max_s": 93_784.5}),
+        ({"RuntimeMaxUSec": "41min 23s"}, {"runtime_max_s": 2483}),
+        ({"RuntimeMaxUSec": "3 fortnights"}, {"runtime_max_s": None}),
         ({}, {"args": "", "dropin": "", "changed": None}),
     ],
 )
@@ -222,9 +238,9 @@ def test_a_dropin_that_is_written_is_needed_until_the_worker_has_begun_after_it(
     assert needed(act()) and not needed(act("remove"))
     host.dropin = NEW
     assert not needed(act()) and needed(act("remove"))
-    host.active = False
+    host.stale = True
     assert needed(act())
-    host.active, host.began = True, time.monotonic() - 300
+    host.stale, host.began = False, time.monotonic() - 300
     assert needed(act())
 
 
@@ -242,9 +258,25 @@ def test_a_worker_is_recycled_that_is_still_the_one_of_the_plan(host: Host) -> N
     for off in (-0.02, -0.001, 0.0, 0.001, 0.02):
         assert needed(act("recycle", since=since + off))
     assert not needed(act("recycle", since=since - 60))
-    host.active = False
-    assert needed(act("recycle", since=since - 60))
     assert needed(act("cordon"))
+
+
+@pytest.mark.parametrize("name", ["recycle", "contain", "allocator", "cordon"])
+def test_a_worker_that_was_stopped_is_not_started(host: Host, name: str) -> None:
+    host.active = False
+    assert not needed(act(name))
+    outcome = perform(act(name), HOW)
+    assert (outcome.done, outcome.changed, outcome.stop) == (False, False, False)
+    assert outcome.why == f"{UNIT} does not run, and is not started by this"
+    assert host.dropin is None and host.asked == []
+
+
+def test_of_a_worker_that_was_stopped_the_dropin_is_taken_away_and_no_more(host: Host) -> None:
+    host.active, host.dropin = False, OLD
+    assert needed(act("remove"))
+    outcome = perform(act("remove"), HOW)
+    assert (outcome.done, outcome.changed, outcome.stop) == (True, True, False)
+    assert host.dropin is None and host.asked == ["daemon-reload"] and not needed(act("remove"))
 
 
 # ---- an act ----
@@ -295,8 +327,10 @@ def test_a_worker_that_does_not_work_after_it_has_back_what_it_had(host: Host, f
     assert host.asked.count(f"restart -- {UNIT}") == host.asked.count("daemon-reload") == 2
     assert host.asked[-1] == "check" and host.asked.count("depths") == 1
     assert outcome.why.startswith(f"{UNIT}: ") and said in outcome.why
-    assert outcome.why.endswith("\nIt is back at what it had, and works")
-    assert ("its last lines" in outcome.why) == (fault in ("no restart", "silent", "idle"))
+    assert outcome.why.endswith("; it is back at what it had, and works")
+    # Which may be anything, and is not kept.
+    assert ("its last lines" in outcome.journal) == (fault in ("no restart", "silent", "idle"))
+    assert "journal" not in outcome.as_data() and "its last lines" not in outcome.why
 
 
 def test_going_back_that_fails_too_is_said(host: Host) -> None:
@@ -304,9 +338,8 @@ def test_going_back_that_fails_too_is_said(host: Host) -> None:
     host.answers = [(["gate"], [])]
     outcome = perform(act(), HOW)
     assert outcome.stop and not outcome.done and host.dropin == OLD
-    assert (
-        "it does not answer" in outcome.why and "\nGoing back failed too, so look at the host: it does" in outcome.why
-    )
+    assert "it does not answer" in outcome.why
+    assert "; going back failed too, so look at the host: it does" in outcome.why
     assert "and works" not in outcome.why
 
 
@@ -359,9 +392,9 @@ def test_a_broker_that_is_gone_after_it_stops_the_others_and_the_act_stands(
     if error:
         asked = roll.depths
 
-        def gone(queues: Any, how: How, before: Any = None) -> Any:
+        def gone(queues: Any, how: How, environment: Any, before: Any = None) -> Any:
             if before is None:
-                return asked(queues, how)
+                return asked(queues, how, environment)
             raise error
 
         monkeypatch.setattr(roll, "depths", gone)
@@ -448,13 +481,13 @@ def asked(length: int, each: float, settle_s: int, monkeypatch: Any, shop: Any) 
     """How long the queue is, which had 5 messages before, and whether it grows. Out of a minute, it is an error."""
     monkeypatch.setattr(roll, "FALLING_S", 1.0)
     shop(length, each)
-    found = depths(["gate"], How(Path("/"), "shop", "celery", {}, 1, 1, settle_s), {"gate": 5})
+    found = depths(["gate"], How(Path("/"), "shop", "celery", 1, 1, settle_s), {}, {"gate": 5})
     return found["gate"], "" in found
 
 
 def test_queues_are_counted_and_one_that_is_not_there_is_empty(shop: Any) -> None:
     shop(length=7)
-    assert depths(["mail", "gate", "none"], HOW) == {"mail": 0, "gate": 7, "none": 0}
+    assert depths(["mail", "gate", "none"], HOW, {}) == {"mail": 0, "gate": 7, "none": 0}
 
 
 def test_a_queue_that_is_as_long_as_before_but_for_a_few_is_not_waited_for(monkeypatch: Any, shop: Any) -> None:
@@ -475,7 +508,7 @@ def test_an_application_that_cannot_be_asked_says_why(shop: Any, tmp_path: Path)
     shop()
     (tmp_path / "shop.py").write_text("raise RuntimeError('no settings')")
     with pytest.raises(ReleaseError, match="RuntimeError: no settings"):
-        depths(["gate"], HOW)
+        depths(["gate"], HOW, {})
 
 
 @pytest.mark.parametrize(("queues", "done"), [(["gate", "mail"], True), (["gate"], False)])
@@ -495,7 +528,7 @@ def module(capsys: Any, monkeypatch: Any, *came: Outcome, check: bool = False, *
     begun: list[str] = []
 
     def performed(one: dict[str, Any], how: Any) -> Outcome:
-        assert how.environment == {"A": "1"} and (how.restart_s, how.app) == (240, "shop")
+        assert (how.restart_s, how.app) == (240, "shop")
         begun.append(one["unit"])
         return came[len(begun) - 1]
 
@@ -503,7 +536,7 @@ def module(capsys: Any, monkeypatch: Any, *came: Outcome, check: bool = False, *
         monkeypatch.setattr(worker_remedy, name, fake)
     monkeypatch.setattr(worker_remedy, "needed", lambda one: one["id"] != "done")
     monkeypatch.setattr(worker_remedy, "change_of", lambda one: [])
-    given = {"app": "shop", "environment": {"A": 1}, **params, "_ansible_check_mode": check, "_ansible_diff": True}
+    given = {"app": "shop", **params, "_ansible_check_mode": check, "_ansible_diff": True}
     with patch_module_args(given), pytest.raises(SystemExit):
         worker_remedy.main()
     return json.loads(capsys.readouterr().out), begun
@@ -515,14 +548,12 @@ ACTS: list[Any] = [{"id": str(n), "unit": f"celery-worker@{n}.service", "act": "
 def test_the_module_does_the_acts_in_their_order_until_one_says_stop(capsys: Any, monkeypatch: Any) -> None:
     came = [
         Outcome("0", "a", True, True),
-        Outcome("1", "b", changed=True, stop=True, why="b: silent"),
+        Outcome("1", "b", changed=True, stop=True, why="b: silent", journal="its last lines"),
         Outcome("2", "c"),
     ]
     told, begun = module(capsys, monkeypatch, *came, acts=ACTS)
-    assert told["failed"] and told["msg"] == "b: silent" and told["changed"]
+    assert told["failed"] and told["msg"] == "b: silent\nits last lines" and told["changed"]
     assert len(told["outcomes"]) == len(begun) == 2
-    # Ansible hides in what a module returns whatever the environment of the workers has, and be it a 1.
-    assert told["outcomes"][1]["id"] != "1"
     head: Any = {"host": "w-1", "settings": [], "reason": "", "prove_s": 0.0}
     acts: list[Any] = [{**head, **one} for one in ACTS]
     entries, said = outcomes(acts, told, time.time())

@@ -72,6 +72,7 @@ def worker(host: str, unit: str = "celery-worker@sales.service", **more: Any) ->
         **{"memory_high_kb": None, "hours_to_memory_high": None, "hours_to_memory_high_earliest": None},
         **{"hours_to_memory_high_latest": None, "memory_max_kb": 500 * MIB, "hours_to_memory_max": 3.0},
         **{"growth_kb_per_1000_tasks": None, "grows_in": None, "begins_kb": None, "span_hours": 30.0},
+        "last_sample": "2025-11-24T00:00:00+00:00",
         **{"hours_to_memory_max_earliest": 2.0, "hours_to_memory_max_latest": 5.0, "culprits": [], "advice": None},
         **more,
     }
