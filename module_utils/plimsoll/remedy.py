@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from math import ceil
 from typing import Any, TypedDict, cast
 
 from .canaries import INSTANCES
@@ -32,8 +33,10 @@ CLOCK_SHARE = 0.8
 CLOCK_MARGIN = 0.8
 # Of a hundred hours, so many are nothing to a fleet that is restarted at night anyway.
 LONGEST_CLOCK_H = 7 * 24.0
-# A proof takes as long as what found the leak did, seconds, and at least and at most:
+# A proof takes as long as the leak would to be seen again, or its remedy to act, seconds; at least and at most:
 SHORTEST_PROOF_S, LONGEST_PROOF_S = 120.0, 86400.0
+# Growth that is seen: so many KiB, or this share of what a process begins with.
+SEEN_KB, SEEN_SHARE = 16384.0, 0.25
 # Children that must have left by themselves before it is said that they do.
 LIVES_OF_PROOF = 3
 # With these, systemd starts a worker again that RuntimeMaxSec has ended.
@@ -42,8 +45,8 @@ RESTARTS = ("always", "on-failure", "on-abnormal")
 RECOVERED_S = 900.0
 # Of what a host says of a worker, characters.
 LONGEST_TEXT, MOST_WORKERS = 16384, 1000
-# systemd that has RuntimeRandomizedExtraSec.
-RANDOMIZED = 250
+# systemd that has RuntimeRandomizedExtraSec, and how much of it is at random, so that a fleet does not restart at once.
+RANDOMIZED, RANDOM_SHARE = 250, 0.1
 
 
 class State(TypedDict):
@@ -140,6 +143,10 @@ class _Worker:
         return str(self.declared.get("pool") or "prefork")
 
     @property
+    def concurrency(self) -> int:
+        return max(1, int(self.declared.get("concurrency") or 2))
+
+    @property
     def queues(self) -> list[str]:
         return [str(one) for one in self.declared.get("queues", ["celery"])]
 
@@ -169,8 +176,7 @@ class _Worker:
     @property
     def child_budget_kb(self) -> float:
         """What each child may have so that all of them are below MemoryHigh: the formula of limits.py."""
-        concurrency = int(self.declared.get("concurrency") or 2)
-        return ((self.high_kb or 0.0) * CHILDREN_SHARE - MAIN * 1024) / concurrency
+        return ((self.high_kb or 0.0) * CHILDREN_SHARE - MAIN * 1024) / self.concurrency
 
     def may(self, act: str) -> bool:
         return act in self.policy.acts and act not in self.known.useless
@@ -587,6 +593,8 @@ def _contain(worker: _Worker) -> Act | str:
         f"{_growth(one)}, and nothing ends its children before MemoryHigh ({size(high)})",
         f"a child leaves {at}, between two tasks, after {how_many}; they begin at {size(begins)}",
         "a fork more for each child that leaves; a task with a peak above that ends its child too",
+        # All children grow at the same time.
+        shows_s=_hours(room * worker.concurrency, one) * ceil(LIVES_OF_PROOF / worker.concurrency) * 3600,
     )
 
 
@@ -622,7 +630,7 @@ def _by_clock(worker: _Worker, high: float) -> Act | str:
     seconds = int(min(hours, LONGEST_CLOCK_H) * 3600)
     settings = [f"RuntimeMaxSec={seconds}s"]
     if worker.state["systemd"] >= RANDOMIZED:
-        settings.append(f"RuntimeRandomizedExtraSec={seconds // 10}s")
+        settings.append(f"RuntimeRandomizedExtraSec={int(seconds * RANDOM_SHARE)}s")
     where = "in its main process" if worker.pool == "prefork" else f"in the pool {worker.pool}, which has no children"
     return _act(
         worker,
@@ -631,6 +639,7 @@ def _by_clock(worker: _Worker, high: float) -> Act | str:
         f"{_growth(one)} {where}",
         f"a warm shutdown and a new process each {span(seconds / 3600)}, before {size(CLOCK_SHARE * high)}",
         "the worker takes no task while it restarts; a task longer than TimeoutStopSec is handed back and begun anew",
+        shows_s=seconds * (1 + RANDOM_SHARE),
     )
 
 
@@ -686,7 +695,7 @@ def _tight(one: Finding, sold: Callable[[str, float], str]) -> str:
 def _too_small(worker: _Worker, begins: float) -> str:
     """That there is no room to be recycled in: each process is to have as much again as it begins with."""
     high = worker.high_kb or 0.0
-    processes = int(worker.declared.get("concurrency") or 2) if worker.pool == "prefork" else 1
+    processes = worker.concurrency if worker.pool == "prefork" else 1
     needs = (2 * begins * processes + MAIN * 1024) / CHILDREN_SHARE
     return (
         f"it begins at {size(begins)}, which leaves no room below MemoryHigh ({size(high)}) to be recycled in: lower"
@@ -733,9 +742,19 @@ def _blame(one: Finding) -> str:
 
 
 def _act(
-    worker: _Worker, act: str, settings: Sequence[str], reason: str, effect: str, risk: str, undo: str = ""
+    worker: _Worker,
+    act: str,
+    settings: Sequence[str],
+    reason: str,
+    effect: str,
+    risk: str,
+    undo: str = "",
+    shows_s: float | None = None,
 ) -> Act:
+    """shows_s: seconds until what it does can be seen; None for those in which the leak would be seen again."""
     one = worker.found
+    if shows_s is None:
+        shows_s = _hours(max(SEEN_KB, SEEN_SHARE * (one["begins_kb"] or 0.0)), one) * 3600
     # The same finding makes the same act, and so a run that was interrupted is told by it.
     name = _id(one["host"], one["unit"], act, *settings, str(worker.state["since"]))
     lines = [
@@ -757,8 +776,14 @@ def _act(
         "effect": effect,
         "risk": risk,
         "undo": undo or "remediate.yml -e remediation_state=absent takes the drop-in away",
-        "prove_s": min(LONGEST_PROOF_S, max(SHORTEST_PROOF_S, one["span_hours"] * 3600)),
+        "prove_s": round(min(LONGEST_PROOF_S, max(SHORTEST_PROOF_S, shows_s))),
     }
+
+
+def _hours(kib: float, one: Finding) -> float:
+    """In which a leak grows by so much."""
+    rate = one["growth_kb_per_hour"]
+    return kib / rate if rate > 0 else LONGEST_PROOF_S
 
 
 def _id(*parts: str) -> str:

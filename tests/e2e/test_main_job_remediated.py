@@ -10,7 +10,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,10 +28,20 @@ BROKEN = f"[Service]\\nExecStartPre=/bin/sh -c '! test -e {DROPIN}'\\n"
 SINCE = f"systemctl show --value -p InactiveExitTimestampMonotonic {UNIT}"
 
 
+def play(fleet: Fleet, name: str, *options: str, **extra: Any) -> Ran:
+    """With a store of its own, as what the tests before have left there tells of other loads."""
+    places = {f"collect_{one}": str(fleet.home / "remediated" / one) for one in ("store", "report")}
+    return fleet.play(name, *options, f"--extra-vars={json.dumps({**places, **extra})}")
+
+
 @pytest.fixture(scope="module")
 def load(fleet: Fleet) -> Iterator[threading.Thread]:
-    """Under way for SEEN_S, on a worker that has just begun."""
+    """Under way for SEEN_S, on a worker that has just begun, and of which nothing was sampled before."""
+    for host in ("demo-1", "demo-2"):
+        fleet.on(host, "systemctl stop plimsoll-sampler; rm -f /var/log/plimsoll/samples/*")
     fleet.on("demo-2", f"systemctl restart {UNIT}")
+    for host in ("demo-1", "demo-2"):
+        fleet.on(host, "systemctl start plimsoll-sampler")
     said: list[Ran] = []
     sending = threading.Thread(
         target=lambda: said.append(
@@ -41,7 +50,7 @@ def load(fleet: Fleet) -> Iterator[threading.Thread]:
     )
     sending.start()
     time.sleep(SEEN_S)
-    ran = fleet.play("collect")
+    ran = play(fleet, "collect")
     assert ran.code == 0 and "LEAK" in ran.output, ran.output
     yield sending
     sending.join(2 * COUNT / RATE)
@@ -49,15 +58,15 @@ def load(fleet: Fleet) -> Iterator[threading.Thread]:
 
 
 def log(fleet: Fleet) -> list[dict[str, Any]]:
-    path = Path(fleet.home) / "lab" / "store" / "remediation.jsonl"
+    path = fleet.home / "remediated" / "store" / "remediation.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def test_check_mode_prints_the_plan_and_the_drop_in_and_does_nothing(fleet: Fleet, load: Any) -> None:
     since = fleet.on("demo-2", SINCE)
-    ran = fleet.play("remediate", "--check", "--diff")
+    ran = play(fleet, "remediate", "--check", "--diff")
     assert ran.code == 0, ran.output
-    assert "CONTAIN demo-2 gate: python_objects" in ran.said or "CONTAIN demo-2 gate:" in ran.said, ran.output
+    assert "CONTAIN demo-2 gate: " in ran.said, ran.output
     # (85 % of 280 MiB - 64 MiB) / 2 children.
     assert '+Environment="CELERY_REMEDY_ARGS=--max-memory-per-child=89088"' in ran.output, ran.output
     assert "Order: demo-2" in ran.said and "undo: remediate.yml -e remediation_state=absent" in ran.said
@@ -68,7 +77,7 @@ def test_check_mode_prints_the_plan_and_the_drop_in_and_does_nothing(fleet: Flee
 def test_outside_of_the_window_nothing_is_done(fleet: Fleet, load: Any) -> None:
     hour = time.gmtime().tm_hour
     closed = f"{(hour + 12) % 24:02}:00-{(hour + 13) % 24:02}:00"
-    ran = fleet.play("remediate", f"--extra-vars=remediation_window={closed}")
+    ran = play(fleet, "remediate", remediation_window=closed)
     assert ran.code == 0 and f"outside of remediation_window ({closed} UTC)" in ran.said, ran.output
     assert "60-remedy.conf" not in fleet.on("demo-2", f"ls {DROPINS}")
 
@@ -76,7 +85,7 @@ def test_outside_of_the_window_nothing_is_done(fleet: Fleet, load: Any) -> None:
 def test_a_worker_that_does_not_start_with_it_is_put_back_and_it_is_not_tried_again(fleet: Fleet, load: Any) -> None:
     fleet.on("demo-2", f'printf "{BROKEN}" > {DROPINS}/55-broken.conf && systemctl daemon-reload')
     try:
-        ran = fleet.play("remediate")
+        ran = play(fleet, "remediate")
         assert ran.code != 0 and "it is back at what it had, and works" in ran.said, ran.output
         assert [one["event"] for one in log(fleet)][-1] == "failed"
         assert "60-remedy.conf" not in fleet.on("demo-2", f"ls {DROPINS}")
@@ -84,36 +93,38 @@ def test_a_worker_that_does_not_start_with_it_is_put_back_and_it_is_not_tried_ag
     finally:
         fleet.on("demo-2", f"rm {DROPINS}/55-broken.conf && systemctl daemon-reload")
     # It was restarted, so that what was seen is not of it.
-    ran = fleet.play("remediate", "--check")
+    ran = play(fleet, "remediate", "--check")
     assert "it was restarted after these findings; run playbooks/collect.yml first" in ran.said, ran.output
     time.sleep(SEEN_S)
-    assert fleet.play("collect").code == 0
-    ran = fleet.play("remediate", "--check")
+    assert play(fleet, "collect").code == 0
+    ran = play(fleet, "remediate", "--check")
     assert "contain was of no use to it before (failed, " in ran.said, ran.output
 
 
 def test_under_load_it_is_contained_and_proven(fleet: Fleet, load: Any) -> None:
     # As whoever has mended what was in the way does.
-    path = Path(fleet.home) / "lab" / "store" / "remediation.jsonl"
+    path = fleet.home / "remediated" / "store" / "remediation.jsonl"
     path.rename(path.with_suffix(".old"))
-    ran = fleet.play("remediate", "--extra-vars=remediation_wait_s=360")
+    ran = play(fleet, "remediate", remediation_wait_s=480)
     assert ran.code == 0, ran.output
-    assert "demo-2 gate: contain: done in" in ran.said
+    assert "demo-2 gate: contain: done in" in ran.said, ran.output
     assert "demo-2 gate: contain: CONTAINED: " in ran.said, ran.output
     lines = log(fleet)
     assert [one["event"] for one in lines] == ["planned", "done", "proven"], lines
     proven = lines[-1]
     assert proven["after"]["ended"] >= 3 and proven["after"]["peak_kb"] < 280 << 10, proven
     assert proven["after"]["tasks_per_minute"] > 0.7 * proven["before"]["tasks_per_minute"], proven
-    (gate,) = [one for one in fleet.findings()["workers"] if one["unit"] == UNIT]
+    report = fleet.home / "remediated" / "report"
+    workers = json.loads((report / "findings.json").read_text())["workers"]
+    (gate,) = [one for one in workers if one["unit"] == UNIT]
     assert gate["remedy"]["state"] == "contained" and gate["hours_to_memory_max"] is None
-    page = (Path(fleet.home) / "lab" / "report" / "report.html").read_text()
+    page = (report / "report.html").read_text()
     assert "contained" in page and "--max-memory-per-child=89088" in page
 
 
 def test_a_second_run_changes_nothing(fleet: Fleet, load: Any) -> None:
     since = fleet.on("demo-2", SINCE)
-    ran = fleet.play("remediate")
+    ran = play(fleet, "remediate")
     assert ran.code == 0 and {changed for changed, _ in ran.recap.values()} == {0}, ran.output
     assert "contained by contain, as is proven" in ran.said and fleet.on("demo-2", SINCE) == since
 
@@ -121,7 +132,7 @@ def test_a_second_run_changes_nothing(fleet: Fleet, load: Any) -> None:
 def test_what_is_taken_away_leaves_the_host_as_deployed_and_no_task_is_lost(
     fleet: Fleet, load: threading.Thread, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ran = fleet.play("remediate", "--extra-vars=remediation_state=absent")
+    ran = play(fleet, "remediate", remediation_state="absent")
     assert ran.code == 0 and "demo-2 gate: remove: removed" in ran.said, ran.output
     assert "60-remedy.conf" not in fleet.on("demo-2", f"ls {DROPINS}") and log(fleet)[-1]["event"] == "removed"
     args = fleet.on("demo-2", f"tr '\\0' ' ' < /proc/$(systemctl show --value -p MainPID {UNIT})/cmdline")

@@ -124,6 +124,9 @@ def test_children_that_nothing_ends_leave_before_memory_high() -> None:
     assert (act["act"], act["unit"], act["queues"]) == ("contain", unit("gate"), ["gate"])
     # From 50 to 403 MiB at 10,000 KiB in 1,000 tasks.
     assert "about 36,167 tasks each" in act["effect"] and act["prove_s"] == 86_400
+    # Three children of two that grow by 5 GiB an hour each take two times 353 MiB of it.
+    (act,), _ = chosen(leaks(growth_kb_per_hour=10.0 * GIB, growth_high=11.0 * GIB))
+    assert act["prove_s"] == round(2 * (412_876.8 - 50 * MIB) / (5 * GIB) * 3600)
     assert act["undo"] == "remediate.yml -e remediation_state=absent takes the drop-in away"
 
 
