@@ -94,7 +94,7 @@ def _beside(verdict: str, before: Figures | None, after: Figures | None) -> str:
         return ""
     said = ""
     if before["peak_kb"] is not None and after["peak_kb"] is not None:
-        said += f"; memory {size(before['peak_kb'])} at most before, {size(after['peak_kb'])} after"
+        said += f", and {size(before['peak_kb'])} before"
     # What is contained grows as it did, in processes that are too many to be told from each other in minutes.
     if verdict != CONTAINED:
         said += f"; growth {_rate(before)} before, {_rate(after)} after"
