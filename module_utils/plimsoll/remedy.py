@@ -31,7 +31,7 @@ RECYCLE, CONTAIN, ALLOCATOR, REMOVE = "recycle", "contain", "allocator", "remove
 CLOCK_SHARE = 0.8
 # Of the time that growth takes to there, by which a restart comes before it: the load may be higher than it was.
 CLOCK_MARGIN = 0.8
-# Of a hundred hours, so many are nothing to a fleet that is restarted at night anyway.
+# A worker that leaks is restarted by the clock once a week at least, however slow it is.
 LONGEST_CLOCK_H = 7 * 24.0
 # A proof takes as long as the leak would to be seen again, or its remedy to act, seconds; at least and at most:
 SHORTEST_PROOF_S, LONGEST_PROOF_S = 120.0, 86400.0
@@ -212,13 +212,13 @@ def plan(
         raise InputError("the findings are of a time to come: the clock of this computer, or of the one that made them")
     acts, told = list[Act](), list[Told]()
     back = removal(declared, states, had, policy, only=set(worse), why="it has become worse with it")
-    taken_back = {(act["host"], act["unit"]) for act in back["acts"]}
+    going = {(act["host"], act["unit"]) for act in back["acts"]}
     silent = {one["host"]: one["reason"] for one in document["hosts"] if not one["collected"]}
     cordoned = set(policy.cordon)
     for one in document["workers"]:
         host, unit = one["host"], one["unit"]
         mine = had.get((host, unit), Known())
-        if (host, unit) in taken_back:
+        if (host, unit) in going:
             continue
         named = f"{host}:{short(unit)}" in cordoned
         tight = _tight(one, sold)
