@@ -429,6 +429,9 @@ def recovered(had: Mapping[tuple[str, str], Known], states: Mapping[str, Mapping
             if there and (soon if begun["act"] == RECYCLE else begun["act"] in (CONTAIN, ALLOCATOR)):
                 found.append({**begun, "time": since, "event": "done", "why": "its run was interrupted"})
                 continue
+        # What a run had begun to take away is still in force, until the worker has begun anew.
+        if begun is not None and begun["act"] == REMOVE:
+            continue
         if last is not None and not set(last.get("settings", [])) <= lines:
             found.append({**last, "act": REMOVE, "time": now, "event": "removed", "why": "its drop-in is gone"})
     return found

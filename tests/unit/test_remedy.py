@@ -489,6 +489,19 @@ def test_a_run_that_was_interrupted_is_told_by_what_it_left() -> None:
     assert recovered(known([entry, done[0]]), {"w-1": {"workers": [state(dropin=act["dropin"])]}}, NOW) == []
 
 
+def test_what_was_half_taken_away_is_taken_away_to_the_end() -> None:
+    """By a run that ended between the removal and the restart."""
+    log = [line("done", settings=["RuntimeMaxSec=9s"]), line("planned", "remove", NOW - 60)]
+    half = {"w-1": {"workers": [state(changed=NOW - 50, since=NOW - 3600)]}}
+    assert recovered(known(log), half, NOW) == []
+    declared = {"w-1": declares(gate="prefork")}
+    assert [act["act"] for act in removal(declared, half, known(log), POLICY)["acts"]] == ["remove"]
+    whole = {"w-1": {"workers": [state(changed=NOW - 50, since=NOW - 40)]}}
+    (gone,) = recovered(known(log), whole, NOW)
+    assert (gone["event"], gone["time"]) == ("removed", NOW - 40)
+    assert removal(declared, whole, known([*log, gone]), POLICY)["acts"] == []
+
+
 def test_a_restart_long_after_it_was_planned_is_no_recycle() -> None:
     begun = line("planned", "recycle", NOW - 36_000, settings=[])
     for since, events in ((NOW - 35_900, ["done"]), (NOW - 600, [])):
