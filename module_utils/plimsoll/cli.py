@@ -155,8 +155,13 @@ def stand(store: Path, out: Path) -> bool:
     document["hosts"] = [{**one, "reason": known[one["host"]]["reason"]} if one["collected"] else one for one in hosts]
     document["changes"] = changes(Before.of(document), document["workers"])
     document["generated"] = stamp(time.time())
+    try:
+        text = report.text(document, None)
+    except (KeyError, TypeError):
+        # Somebody has changed it, in what read_findings() does not look at: it is made anew.
+        return False
     write_whole(out / "findings.json", _json(document))
-    _say(report.text(document, None))
+    _say(text)
     _say(f"nothing new has come; the report of {stamp(judged)} stands: {(out / REPORT).resolve()}")
     return True
 

@@ -62,8 +62,9 @@ def answer(store: str, sql: str, shown_as: str) -> Iterator[str]:
         try:
             with duckdb.connect() as connection:
                 _in(thread, connection, lambda: _open(connection, store, sql, scratch))
-                # A SELECT by itself may be WITH x AS (COPY ...); what query() takes, writes nothing.
-                ask = f"SELECT {cast} FROM query(?)"  # noqa: S608 - one of two, above
+                # A SELECT by itself may be WITH x AS (COPY ...); what query() takes, writes nothing. What is put into
+                # the text here is one of the two constants above, and the user's SQL is the parameter.
+                ask = f"SELECT {cast} FROM query(?)"  # noqa: S608 - of constants
                 _in(thread, connection, lambda: connection.execute(ask, [sql]))
                 names = [column[0] for column in connection.description or ()]
                 rows = iter(lambda: _in(thread, connection, lambda: connection.fetchmany(AT_ONCE)), [])

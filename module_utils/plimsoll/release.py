@@ -151,11 +151,13 @@ def opened(source: Path, version: str = "") -> Iterator[Path]:
                 _unzip(source, Path(scratch))
             else:
                 with tarfile.open(source) as packed:
-                    # No absolute names, links to outside and devices. Python before 3.11.4 may have no such filter.
+                    # The archive is the user's own, on the controller. Absolute names, .., links to outside and devices
+                    # raise all the same, by tarfile's data filter, and by _refuse_outside() in a Python before 3.11.4
+                    # that has none.
                     packed.extraction_filter = getattr(tarfile, "data_filter", None)
                     if packed.extraction_filter is None:
                         _refuse_outside(packed)
-                    packed.extractall(scratch)  # noqa: S202 - what would land elsewhere is refused, see above
+                    packed.extractall(scratch)  # noqa: S202 - by that filter
                     # tarfile takes a damaged header for the end; gzip compares its checksum only at its own.
                     assert packed.fileobj is not None
                     packed.fileobj.seek(packed.offset)

@@ -423,7 +423,9 @@ def tell(channels: Sequence[Channel], state: State, document: Findings | None, r
 
 def render(template: Path, new: News, report: str) -> str:
     """A notification. Templates know news, report, and the filters growth, forecast, blame and code. Raises NotSent."""
-    made = jinja2.Environment(  # noqa: S701 - it is no HTML
+    # A chat's JSON and a mail's plain text: escaped as HTML they would show entities. What a host said goes through
+    # code(), post() sends nothing that is no JSON, and the template is a file of the administrator's.
+    made = jinja2.Environment(  # noqa: S701 - no browser reads it
         loader=jinja2.FileSystemLoader(template.parent),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -432,7 +434,9 @@ def render(template: Path, new: News, report: str) -> str:
     made.filters |= {"growth": growth, "forecast": forecast, "blame": blame, "code": code}
     try:
         return made.get_template(template.name).render(news=new, report=report)
-    except Exception as error:  # noqa: BLE001 - a template of the user's own may do anything wrong
+    # A template of the user's own may raise anything. It is a notification that is not sent: the run fails by it, names
+    # the template and the error, and the next run tries again.
+    except Exception as error:  # noqa: BLE001 - raised again as NotSent
         raise NotSent(f"{template}: {type(error).__name__}: {error}") from None
 
 
@@ -457,7 +461,8 @@ def post(url: str, text: str, timeout: float, pauses: Sequence[float]) -> None:
         raise NotSent(f"the template makes no JSON: {error}") from None
     opener = urllib.request.build_opener(_Stay)
     headers = {"Content-Type": "application/json", "User-Agent": "plimsoll"}
-    request = urllib.request.Request(url, text.encode(), headers)  # noqa: S310 - channels() has looked at the URL
+    # channels() has refused any URL but https://, and http:// of the loopback, before anything was collected.
+    request = urllib.request.Request(url, text.encode(), headers)  # noqa: S310 - no file: and no other scheme
     for pause in (*pauses, None):
         try:
             opener.open(request, timeout=timeout).close()

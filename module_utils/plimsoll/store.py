@@ -495,7 +495,9 @@ def _taken(
         reason = f"bundle refused: {error}"
     except OSError as error:
         reason = f"bundle not taken in: {_trouble(error)}; the next run brings it again"
-    except Exception as error:  # noqa: BLE001 - what a host sends must not keep the others out, whatever we have missed
+    # Whatever we have missed in what a host sends: it must not keep the other hosts out. The host is reported as not
+    # collected, with the exception's name and words, in hosts.json, findings.json and the page; nothing of it comes in.
+    except Exception as error:  # noqa: BLE001 - told as the host's reason
         reason = f"bundle refused: {type(error).__name__}: {error}"
     said = [reason] * bool(reason) + problems[:NAMED]
     said += [f"and {len(problems) - NAMED} more"] * (len(problems) > NAMED)

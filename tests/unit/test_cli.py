@@ -378,7 +378,8 @@ def test_what_was_new_the_last_time_is_told_once(again: Again) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["new", "reached", "code", "page", "findings", "damaged", "older", "next day", "crashed before judging"]
+    "case",
+    ["new", "reached", "code", "page", "findings", "damaged", "older", "lacking", "next day", "crashed before judging"],
 )
 def test_where_anything_has_changed_it_is_judged_anew(again: Again, write: Any, case: str) -> None:
     out, one, other, later = again.root / "out", SAME, None, 300.0
@@ -397,6 +398,9 @@ def test_where_anything_has_changed_it_is_judged_anew(again: Again, write: Any, 
         (out / "findings.json").write_text("{")
     elif case == "older":
         (out / "findings.json").write_text(json.dumps({**again.found, "schema": 0}))
+    elif case == "lacking":
+        workers = [{name: one[name] for name in one if name != "evidence"} for one in again.found["workers"]]
+        (out / "findings.json").write_text(json.dumps({**again.found, "workers": workers}))
     elif case == "next day":
         later = 86400
     else:

@@ -103,7 +103,9 @@ def _guarded(method):
     def guarded(self, *args, **kwargs):
         try:
             method(self, *args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the worker must go on
+        # It runs in the user's worker, whose tasks a defect of ours must not stop. give_up() says it in the journal and
+        # in the unit's status, and the unit counts as one without a watchdog.
+        except Exception as error:  # noqa: BLE001 - told by give_up()
             self.give_up(error)
 
     return guarded
@@ -254,7 +256,9 @@ def give_back(consumer):
     channel = consumer.task_consumer.channel
     try:
         return_unread(channel)
-    except Exception as error:  # noqa: BLE001 - the rest goes back all the same
+    # The broker's client may raise anything here, and all else that was taken is still to go back, below. That this one
+    # message may be lost is a line of the journal.
+    except Exception as error:  # noqa: BLE001 - told by _complain()
         _complain("a message that Redis had handed out may be lost", f"{type(error).__name__}: {error}")
     restore = getattr(getattr(channel, "qos", None), "restore_unacked_once", None)
     if restore:
@@ -356,7 +360,9 @@ class HandedOut:
         reply = None
         try:
             reply = self.read_left(channel)
-        except Exception as error:  # noqa: BLE001 - the worker goes on as without us
+        # What a killed process left in a socket may be anything. The worker is no worse off than without us; that a
+        # message may be lost is a line of the journal.
+        except Exception as error:  # noqa: BLE001 - told by _complain()
             _complain("a message of the last process may be lost", f"{type(error).__name__}: {error}")
         if reply and hasattr(channel, "conn_or_acquire"):
             try:
@@ -447,7 +453,9 @@ class HandedOut:
                 self.sock = socket_of(sock.fileno())
                 self.tell("FDSTOREREMOVE=1", f"FDNAME={KEPT_SOCKET}")
                 self.tell("FDSTORE=1", f"FDNAME={KEPT_SOCKET}", fd=self.sock.fileno())
-        except Exception as error:  # noqa: BLE001 - the worker goes on as without us
+        # kombu's insides differ by version and transport. The worker is no worse off than without us; that a kill may
+        # lose a message then is a line of the journal.
+        except Exception as error:  # noqa: BLE001 - told by _complain()
             _complain("a message may be lost if this process is killed", f"{type(error).__name__}: {error}")
 
     def note(self):
@@ -628,7 +636,8 @@ class Notifier:
         self.handed_out.give_back_left(channel)
         try:
             self.handed_out.watch(channel)
-        except Exception as error:  # noqa: BLE001 - the worker goes on as without us
+        # As there: the worker consumes as without us, and the journal says that a kill may lose a message.
+        except Exception as error:  # noqa: BLE001 - told by _complain()
             _complain("a message may be lost if this process is killed", f"{type(error).__name__}: {error}")
 
     @_guarded
@@ -705,7 +714,9 @@ class Notifier:
         try:
             if not self.consumer.pool.is_green:
                 give_back(self.consumer)
-        except Exception as error:  # noqa: BLE001 - it is ended, come what may
+        # Its loop hangs, and ending it is the one way out: that must happen below, whatever the broker's client raises.
+        # That nothing was given back is a line of the journal.
+        except Exception as error:  # noqa: BLE001 - told by _complain()
             _complain("messages are not given back", f"{type(error).__name__}: {error}")
         self.tell("WATCHDOG=trigger")
 
@@ -723,7 +734,9 @@ class Notifier:
         try:
             give_back(consumer)
             _complain("not stopped in time", "it ends now, and unfinished messages are back at the broker")
-        except Exception as error:  # noqa: BLE001 - it ends, come what may
+        # systemd kills it in a moment, so that there is nobody to raise it to. That nothing was given back is a line of
+        # the journal; where the connection was closed by an orderly end in between, all went back by that.
+        except Exception as error:  # noqa: BLE001 - told by _complain()
             if self.closing:
                 return
             _complain("not stopped in time", f"messages are not given back: {type(error).__name__}: {error}")
