@@ -289,7 +289,10 @@ def test_a_pid_that_is_used_again_is_another_process(tmp_path: Path, started: li
 
 
 def test_days_of_samples_add_nothing_to_its_memory(tmp_path: Path, started: list[subprocess.Popen[Any]]) -> None:
-    """Two days, a beat a minute, in a process of its own; with a process that is replaced every five minutes."""
+    """A beat a minute in a process of its own, with a process that is replaced every five minutes: day 4 and day 8.
+
+    Until the fourth day the heap takes steps of up to 400 KiB, and then 60 at most, with as many objects.
+    """
     sleepers(tmp_path / "cgroup", started, 40)
     program = f"""
 import gc, os, subprocess, sys
@@ -302,13 +305,13 @@ procs = root / "celery.slice/celery-worker@mail.service/cgroup.procs"
 pids = procs.read_text()
 one = rss_sampler.Sampler(rss_sampler.Watcher(root=root), rss_sampler.Store(root.parent / "out", 1 << 20, 1e9), 10)
 statm = open("/proc/self/statm")
-for beat in range(2880):
+for beat in range(11520):
     if beat % 5 == 0:
         if beat:
             child.kill(); child.wait()
         child = subprocess.Popen(["sleep", "600"])
         procs.write_text(pids + f"{{child.pid}}\\n")
-    if beat in (720, 2879):
+    if beat in (5760, 11519):
         statm.seek(0)
         gc.collect()
         print(int(statm.read().split()[1]) * rss_sampler.PAGE_KB, sys.getallocatedblocks())
@@ -319,7 +322,7 @@ one.close()
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     early, early_blocks, late, late_blocks = map(int, ran.stdout.split())
-    assert late - early < 256 and late < MOST_KB, "KiB"
+    assert late - early < 128 and late < MOST_KB, "KiB"
     assert late_blocks - early_blocks < 300, "objects"
     kept = list((tmp_path / "out").glob("*.gz"))
     assert len([path for path in kept if path.name.startswith("rollup")]) >= 1
