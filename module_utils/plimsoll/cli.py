@@ -307,8 +307,17 @@ def remedies(given: argparse.Namespace) -> int:
         had = remedylog.known([*log, *found, *proved])
         # Those too of a run that was ended before it had taken them back.
         worse = [name for name, one in had.items() if one.act and one.stands and one.stands.get("verdict") == WORSE]
-        sold = _sold(asked["places"])
-        made = remedy.plan(document, asked["declared"], states, had, policy, now=now, worse=worse, sold=sold)
+        made = remedy.plan(
+            document,
+            asked["declared"],
+            states,
+            had,
+            policy,
+            now=now,
+            worse=worse,
+            traced=remedylog.traced(log),
+            sold=_sold(asked["places"]),
+        )
     if not given.check:
         remedylog.append(given.store, [*found, *proved])
     due = [now + act["prove_s"] for act in made["acts"] if act["act"] not in (remedy.REMOVE, remedylog.CORDON)]
@@ -363,10 +372,12 @@ def _proofs(store: Path, log: Sequence[remedylog.Entry], now: float) -> tuple[li
 
 
 def note_remedies(given: argparse.Namespace) -> int:
-    """What is begun on one host, or what came of it."""
+    """What is begun on one host, or what came of it; or what came of the traces on all of them."""
     asked, now = _asked_of(acts=_acts, came=_object), time.time()
     if given.begun:
         entries, said = remedy.planned(asked["acts"], now), list[str]()
+    elif given.traced:
+        entries, said = remedy.windows(asked["acts"], asked["came"], now)
     else:
         entries, said = remedy.outcomes(asked["acts"], asked["came"], now)
     remedylog.append(given.store, entries)
@@ -460,7 +471,9 @@ def parser() -> argparse.ArgumentParser:
     seven.set_defaults(run=remedies)
     eight = verbs.add_parser("remedied", help="note what was done on a host (remediate.yml does)")
     eight.add_argument("store", type=Path, metavar="STORE")
-    eight.add_argument("--begun", action="store_true", help="note that it is begun")
+    which = eight.add_mutually_exclusive_group()
+    which.add_argument("--begun", action="store_true", help="note that it is begun")
+    which.add_argument("--traced", action="store_true", help="note what came of the traces on all hosts")
     eight.set_defaults(run=note_remedies)
     nine = verbs.add_parser("prove", help="say which acts have helped (remediate.yml does)")
     nine.add_argument("store", type=Path, metavar="STORE")

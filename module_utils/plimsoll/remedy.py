@@ -14,14 +14,15 @@ from datetime import datetime, timezone
 from math import ceil
 from typing import Any, TypedDict, cast
 
-from .canaries import INSTANCES
+from . import canaries
+from .canaries import INSTANCES, SLOWER
 from .diagnose import short as short_file
 from .findings import NEAR, Finding, Findings
 from .fleet import monthly
 from .formats import printable
 from .limits import CHILDREN_SHARE, MAIN, SMALLEST
 from .lines import InputError
-from .remedylog import CONTAINED, CORDON, REMEDIED, Entry, Known
+from .remedylog import CONTAINED, CORDON, REMEDIED, TRACE, Entry, Known
 from .report import size, span
 
 # Acts that change a worker, from the mildest on; and cordon, which a person asks for by name.
@@ -75,13 +76,14 @@ class Policy:
     """What a run may do; the variables of roles/remediation, which has their meaning."""
 
     max_age_h: float = 24.0
-    acts: tuple[str, ...] = (RECYCLE, CONTAIN, ALLOCATOR)
+    acts: tuple[str, ...] = (RECYCLE, CONTAIN, ALLOCATOR, TRACE)
     recycle_within_h: float = 12.0
     least_tasks_per_child: int = 100
     least_uptime_h: float = 1.0
     share_percent: int = 25
     hosts_at_a_time: int = 10
     cordon: tuple[str, ...] = ()
+    window_s: int = 60
 
 
 class Act(TypedDict):
@@ -114,9 +116,13 @@ class Told(TypedDict):
 
 
 class Plan(TypedDict):
-    """waves: hosts that may be at work at the same time, one worker of each. say is for people."""
+    """waves: hosts that may be at work at the same time, one worker of each. say is for people.
+
+    traces come before the acts, which end what is to be traced, on all their hosts at the same time.
+    """
 
     generated: str
+    traces: list[Act]
     acts: list[Act]
     waves: list[list[str]]
     told: list[Told]
@@ -190,14 +196,15 @@ def plan(
     *,
     now: float,
     worse: Sequence[tuple[str, str]] = (),
+    traced: Mapping[tuple[str, str], float] | None = None,
     sold: Callable[[str, float], str] = lambda host, more_kb: "",
 ) -> Plan:
     """What is to be done.
 
     declared: of each host of the run, in the order of the inventory, its celery_worker_instances, None where it has
     none of its own. states: of each host {"workers": [State]}, or {"msg": why there are none}. had is what the log
-    knows of workers; worse are those whose act proved so, and is taken back. sold says which Linode type would give a
-    host so many KiB more, as larger() does, or nothing.
+    knows of workers, and traced when each was last traced; worse are those whose act proved so, and is taken back. sold
+    says which Linode type would give a host so many KiB more, as larger() does, or nothing.
 
     Raises InputError where the findings are older than policy.max_age_h, or newer than now.
     """
@@ -244,7 +251,48 @@ def plan(
         if host in declared
     ]
     gone = {name for name, one in had.items() if _kept(one, states.get(name[0], {}), name[1])}
-    return _made(document["generated"], [*back["acts"], *acts], [*back["told"], *told], declared, states, policy, gone)
+    traces = _traces(document, declared, states, policy, traced or {}, now) if TRACE in policy.acts else []
+    every = [*back["acts"], *acts], [*back["told"], *told]
+    return _made(document["generated"], *every, declared, states, policy, gone, traces)
+
+
+def _traces(
+    document: Findings,
+    declared: Mapping[str, Sequence[Mapping[str, Any]] | None],
+    states: Mapping[str, Mapping[str, Any]],
+    policy: Policy,
+    traced: Mapping[tuple[str, str], float],
+    now: float,
+) -> list[Act]:
+    """A tracing window in one canary of each queue where what leaks is not known; not twice by the same findings."""
+    made_at = datetime.fromisoformat(document["generated"]).timestamp()
+    chosen = canaries.plan(
+        document, declared, window_s=policy.window_s, max_age_h=policy.max_age_h, again=False, now=now
+    )["chosen"]
+    found = list[Act]()
+    for canary in chosen:
+        host, unit = canary["host"], canary["unit"]
+        state = _state(states.get(host, {}), unit)
+        if state is None or not state["active"] or traced.get((host, unit), 0.0) > made_at:
+            continue
+        found.append(
+            {
+                "id": _id(host, unit, TRACE, document["generated"]),
+                "host": host,
+                "unit": unit,
+                "act": TRACE,
+                "settings": [],
+                "dropin": "",
+                "queues": _queues(unit, declared[host]),
+                "since": state["since"],
+                "reason": canary["why"],
+                "effect": "once it is collected again, the findings have the line, or the kind of the leak",
+                "risk": f"for {policy.window_s} s, code that allocates much takes {SLOWER} in one of its processes",
+                "undo": "none is needed, the window ends by itself",
+                "prove_s": 0.0,
+            }
+        )
+    return found
 
 
 def removal(
@@ -305,6 +353,7 @@ def _made(
     states: Mapping[str, Mapping[str, Any]],
     policy: Policy,
     cordoned: Collection[tuple[str, str]] = (),
+    traces: Sequence[Act] = (),
 ) -> Plan:
     order = list(declared)
     acts = sorted(acts, key=lambda act: order.index(act["host"]))
@@ -317,7 +366,14 @@ def _made(
             if left:
                 act["risk"] = f"no consumer is left of {printable(', '.join(left), 200)}"
     in_waves = waves(acts, declared, states, policy, cordoned)
-    made: Plan = {"generated": generated, "acts": acts, "waves": in_waves, "told": told, "say": []}
+    made: Plan = {
+        "generated": generated,
+        "traces": list(traces),
+        "acts": acts,
+        "waves": in_waves,
+        "told": told,
+        "say": [],
+    }
     made["say"] = list(_say(made, policy))
     return made
 
@@ -387,6 +443,29 @@ def outcomes(acts: Sequence[Act], came: Mapping[str, Any], now: float) -> tuple[
     return entries, said
 
 
+def windows(traces: Sequence[Act], came: Mapping[str, Any], now: float) -> tuple[list[Entry], list[str]]:
+    """Lines for the log of what came of the traces, and for people. came: by host what trace_window returned there."""
+    entries, said = list[Entry](), list[str]()
+    for act in traces:
+        there = came.get(act["host"])
+        there = there if isinstance(there, Mapping) else {}
+        listed = there.get("windows")
+        of_it = (one for one in listed if isinstance(one, Mapping)) if isinstance(listed, list) else iter(())
+        window = next((one for one in of_it if one.get("unit") == act["unit"]), {})
+        growth = window.get("growth")
+        done = isinstance(growth, Mapping)
+        if isinstance(growth, Mapping):
+            gained = growth.get("rss_growth_kb")
+            sound = isinstance(gained, (int, float)) and abs(gained) < 1e15
+            why = f"in the window its RSS gained {size(gained or 0.0)}" if sound else "it was traced"
+        else:
+            told = window.get("reason") or there.get("msg") or "its host did not say"
+            why = printable(" ".join(str(told).split()), 400)
+        entries.append({**_entry(act), "time": now, "event": "done" if done else "failed", "why": why})
+        said.append(f"{act['host']} {short(act['unit'])}: trace: {'done' if done else 'failed'}: {why}")
+    return entries, said
+
+
 def policy_of(given: Mapping[str, Any]) -> Policy:
     """Of the variables of roles/remediation. Raises InputError for what is none."""
     try:
@@ -399,6 +478,7 @@ def policy_of(given: Mapping[str, Any]) -> Policy:
             share_percent=int(given["share_percent"]),
             hosts_at_a_time=int(given["hosts_at_a_time"]),
             cordon=tuple(given["cordon"]),
+            window_s=int(given["window_s"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"standard input: the policy is not whole: {error!r}") from None
@@ -741,7 +821,7 @@ def _blame(one: Finding) -> str:
     for culprit in one["culprits"]:
         if culprit["file"]:
             return printable(f"{short_file(culprit['file'])}:{culprit['line']}", 200)
-    return "its line is not known yet, playbooks/diagnose.yml names it"
+    return "its line is not known yet, a tracing window names it (playbooks/diagnose.yml)"
 
 
 def _act(
@@ -851,19 +931,19 @@ def _consumers(
 
 
 def _say(made: Plan, policy: Policy) -> Iterator[str]:
-    for act in made["acts"]:
+    for act in [*made["traces"], *made["acts"]]:
         yield f"{act['act'].upper()} {act['host']} {short(act['unit'])}: {act['reason']}"
         for line in act["settings"]:
             yield f"    {line}"
         yield f"    expected: {act['effect']}"
         yield f"    risk: {act['risk']}"
         yield f"    undo: {act['undo']}"
-        if act["act"] not in (CORDON, REMOVE):
+        if act["act"] not in (CORDON, REMOVE, TRACE):
             yield f"    proof: after {span(act['prove_s'] / 3600)} of logs"
     for one in made["told"]:
         yield f"leave {printable(one['host'])}{' ' + short(one['unit']) if one['unit'] else ''}: {one['why']}"
     if not made["acts"]:
-        yield "Nothing is changed" + ("" if made["told"] else ": no worker leaks by these findings")
+        yield "Nothing is changed" + ("" if made["told"] or made["traces"] else ": no worker leaks by these findings")
         return
     hosts = ", then ".join(", ".join(map(printable, wave)) for wave in made["waves"][:8])
     more = f", and {len(made['waves']) - 8} more" if len(made["waves"]) > 8 else ""

@@ -21,7 +21,7 @@ from .files import write_whole
 from .lines import InputError
 
 LOG, LOCK = "remediation.jsonl", ".remediation.lock"
-CORDON, REMOVE = "cordon", "remove"
+CORDON, REMOVE, TRACE = "cordon", "remove", "trace"
 EVENTS = ("planned", "done", "failed", "proven", "removed")
 REMEDIED, CONTAINED, NOT_REMEDIED, WORSE = "remedied", "contained", "not_remedied", "worse"
 USELESS = (NOT_REMEDIED, WORSE)
@@ -84,6 +84,9 @@ def known(log: Iterable[Entry]) -> dict[tuple[str, str], Known]:
     """By worker (host, unit), out of the lines in their order."""
     found: dict[tuple[str, str], Known] = {}
     for line in log:
+        if line["act"] == TRACE:
+            # It changes nothing, and is to prove nothing.
+            continue
         name = line["host"], line["unit"]
         last, event = found.get(name, Known()), line["event"]
         useless = last.useless
@@ -103,6 +106,13 @@ def known(log: Iterable[Entry]) -> dict[tuple[str, str], Known]:
         else:
             found[name] = Known(last.act, line, useless)
     return found
+
+
+def traced(log: Iterable[Entry]) -> dict[tuple[str, str], float]:
+    """When each worker was last traced, in Unix seconds."""
+    return {
+        (line["host"], line["unit"]): line["time"] for line in log if line["act"] == TRACE and line["event"] == "done"
+    }
 
 
 def remedy(one: Known) -> Remedy | None:

@@ -461,8 +461,9 @@ def test_a_store_that_somebody_else_writes_to_is_an_error(tmp_path: Path, capsys
 # ---- remediation ----
 
 POLICY = {
-    **{"max_age_h": 24, "acts": ["recycle", "contain", "allocator"], "recycle_within_h": 12, "cordon": []},
+    **{"max_age_h": 24, "acts": ["trace", "recycle", "contain", "allocator"], "recycle_within_h": 12, "cordon": []},
     **{"least_tasks_per_child": 100, "least_uptime_h": 1, "share_percent": 25, "hosts_at_a_time": 10},
+    "window_s": 60,
 }
 GATE = {
     **{"unit": UNIT, "active": True, "since": T0 - 60.0, "dropin": "", "changed": T0 - 90.0, "args": ""},
@@ -562,6 +563,18 @@ def test_a_remedy_is_noted_and_is_in_the_findings(remediation: Remediation, caps
     assert remediation.left(remediation.there, "remedies", "--check").startswith("contain was done ")
     # Of one that somebody has taken away nothing is to be proven.
     assert remediation.told(PLANNED, "remedies", "--check")["acts"]
+
+
+def test_what_is_traced_is_noted_and_is_not_traced_again_by_the_same_findings(remediation: Remediation) -> None:
+    traces = remediation.told(PLANNED, "remedies")["traces"]
+    assert [(act["act"], act["host"]) for act in traces] == [("trace", "w-1")]
+    came = {"w-1": {"windows": [{"unit": UNIT, "opened": 1.0, "growth": {"rss_growth_kb": 900}}]}}
+    remediation.at(NOW + 90)
+    code, out, _ = remediation.ask({"acts": traces, "came": came}, "remedied", "--traced")
+    assert (code, out) == (0, "w-1 gate: trace: done: in the window its RSS gained 900 KiB\n")
+    assert [(one["act"], one["event"]) for one in remediation.log] == [("trace", "done")]
+    again = remediation.told(PLANNED, "remedies")
+    assert again["traces"] == [] and again["acts"]
 
 
 def test_before_its_time_a_remedy_is_not_proven(remediation: Remediation) -> None:

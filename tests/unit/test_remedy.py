@@ -23,6 +23,7 @@ from plimsoll.remedy import (
     sound_states,
     taken_back,
     waves,
+    windows,
 )
 from plimsoll.remedylog import known
 
@@ -30,6 +31,12 @@ NOW = 1_763_942_400.0
 STAMP = datetime.fromtimestamp(NOW, timezone.utc).isoformat()
 MIB, GIB = 1 << 10, 1 << 20
 POLICY = Policy()
+
+
+CULPRIT = {
+    **{"task": "shop.scan", "file": "/opt/celery/releases/1/app/shop.py", "line": 7, "function": "scan"},
+    **{"task_share": 1.0, "growth_kb": 900.0, "share": 1.0, "windows": 1, "package": "application", "caller": None},
+}
 
 
 def unit(name: str) -> str:
@@ -55,8 +62,10 @@ def leaks(host: str = "w-1", name: str = "gate", **more: Any) -> dict[str, Any]:
         "memory_high_kb": GIB,
         "memory_max_kb": 2 * GIB,
         "hours_to_memory_high": 24.0,
+        "hours_to_memory_max": 60.0,
+        "hours_to_memory_max_earliest": 50.0,
         "leak_class": "python_objects",
-        "culprits": [],
+        "culprits": [CULPRIT],
         **more,
     }
 
@@ -149,7 +158,7 @@ def test_children_that_leave_too_late_or_never_are_contained(args: str) -> None:
 
 
 def test_a_child_that_would_not_be_worth_its_fork_is_for_a_person() -> None:
-    culprit = {"file": "shop/tasks.py", "line": 9}
+    culprit = {**CULPRIT, "file": "shop/tasks.py", "line": 9}
     said = why(leaks(growth_kb_per_1000_tasks=10_000_000.0, culprits=[culprit]))
     assert "a child would be worth 36 tasks" in said and "9.77 MiB a task" in said and said.endswith("shop/tasks.py:9")
     (act,), _ = chosen(leaks(growth_kb_per_1000_tasks=10_000_000.0), policy=replace(POLICY, least_tasks_per_child=36))
@@ -407,6 +416,66 @@ def test_the_plan_says_all_that_a_reviewer_signs() -> None:
     assert [line.split(":")[0].strip() for line in more[1:]] == ["expected", "risk", "undo", "proof"]
     nothing = plan(found(), {}, {}, {}, POLICY, now=NOW)
     assert nothing["say"] == ["Nothing is changed: no worker leaks by these findings"]
+
+
+# ---- what is traced ----
+
+
+def traces(*workers: dict[str, Any], states: Any = None, policy: Policy = POLICY, **more: Any) -> list[Any]:
+    declared = {"w-1": declares(gate="prefork", sales="threads")}
+    states = states if states is not None else {"w-1": {"workers": [state(), state("sales")]}}
+    return plan(found(*workers), declared, states, {}, policy, now=NOW, **more)["traces"]
+
+
+def test_a_leak_of_which_nothing_is_known_is_traced_beside_what_is_done_about_it() -> None:
+    unknown = leaks(leak_class="unknown", culprits=[])
+    (act,) = traces(unknown)
+    assert (act["act"], act["unit"], act["queues"], act["dropin"]) == ("trace", unit("gate"), ["gate"], "")
+    assert "what leaks is not known yet" in act["reason"] and "for 60 s, code that" in act["risk"]
+    made = plan(
+        found(unknown), {"w-1": declares(gate="prefork")}, running({"w-1": declares(gate="")}), {}, POLICY, now=NOW
+    )
+    assert [line.split()[0] for line in made["say"] if line[0].isupper()] == ["TRACE", "CONTAIN", "Order:"]
+    assert [act["act"] for act in made["acts"]] == ["contain"]
+    # Of native memory a window tells the kind, and no line.
+    assert traces(leaks(leak_class="native", culprits=[])) == [] == traces(leaks())
+    assert traces(unknown, policy=replace(POLICY, acts=("contain",))) == []
+
+
+def test_what_is_traced_is_one_worker_of_a_queue_that_runs_and_not_twice_by_the_same_findings() -> None:
+    unknown = leaks(leak_class="unknown", culprits=[])
+    assert traces(unknown, states={"w-1": {"workers": [state(active=False)]}}) == []
+    assert traces(unknown, states={"w-1": {"msg": "unreachable"}}) == []
+    assert traces(unknown, traced={("w-1", unit("gate")): NOW + 1}) == []
+    assert len(traces(unknown, traced={("w-1", unit("gate")): NOW - 1, ("w-1", unit("sales")): NOW + 1})) == 1
+    # A window would bring it to MemoryMax.
+    assert traces({**unknown, "memory_max_kb": 310.0 * MIB}) == []
+
+
+def test_what_came_of_the_traces_is_in_the_log_and_is_no_act_of_the_worker() -> None:
+    asked = [
+        {**act, "host": host}
+        for act in traces(leaks(leak_class="unknown", culprits=[]))
+        for host in ("w-1", "w-2", "w-3", "w-4")
+    ]
+    came = {
+        "w-1": {"windows": [{"unit": unit("gate"), "growth": {"rss_growth_kb": 2048.0}}]},
+        "w-2": {"windows": [{"unit": unit("gate"), "opened": 1.0, "growth": None, "reason": "its process\nended"}]},
+        "w-3": {"windows": "none", "msg": "\x1b[31mno such unit"},
+        "w-4": 7,
+    }
+    entries, said = windows(asked, came, NOW)
+    assert [(one["event"], one["why"]) for one in entries] == [
+        ("done", "in the window its RSS gained 2 MiB"),
+        ("failed", "its process ended"),
+        ("failed", "?[31mno such unit"),
+        ("failed", "its host did not say"),
+    ]
+    assert said[1] == "w-2 gate: trace: failed: its process ended"
+    assert known(entries) == {} and remedylog.traced(entries) == {("w-1", unit("gate")): NOW}
+    for growth in ({"rss_growth_kb": "1"}, {"rss_growth_kb": float("nan")}, {}):
+        came = {"w-1": {"windows": [{"unit": unit("gate"), "growth": growth}]}}
+        assert windows(asked[:1], came, NOW)[0][0]["why"] == "it was traced"
 
 
 # ---- the log ----
