@@ -265,7 +265,8 @@ class Host:
         self.shown.write_text("\n".join(block.format(unit, state, start, stop) for unit, state in states.items()))
 
     def start(self, *, budget: int = 6, dry_run: bool = False, rules: Any = RULES) -> None:
-        self.guard = guard.Guard(rules, budget, guard.Acts(self.log.parent), dry_run, self.root)
+        self.counts = self.folder / "acts.json"
+        self.guard = guard.Guard(rules, budget, guard.Acts(self.log.parent), dry_run, self.root, self.counts)
         self.zero = time.monotonic()
 
     def at(self, *seconds: float) -> None:
@@ -505,6 +506,34 @@ def test_a_spent_budget_is_said_once_with_the_time_of_the_next(host: Host, capsy
     assert [one["action"] for one in host.acts()].count("budget_spent") == 2
 
 
+def test_acts_are_counted_for_the_sampler_from_nothing_on_and_another_user_may_read_them(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0o027)
+    host.start(budget=1)
+    unit(host.root, SALES, 254)
+    unit(host.root, MAIL, 60)
+    host.at(0)
+    none = {"restart": 0, "budget_spent": 0}
+    assert json.loads(host.counts.read_text()) == {MAIL: none, SALES: none}
+    host.at(30)
+    host.ended()
+    unit(host.root, SALES, 254)
+    host.at(40, 45, 80)
+    os.umask(before)
+    assert json.loads(host.counts.read_text()) == {MAIL: none, SALES: {"restart": 1, "budget_spent": 1}}
+    assert host.counts.stat().st_mode & 0o777 == 0o644 and list(host.folder.glob("*.new")) == []
+
+
+def test_counts_that_cannot_be_written_are_said_once_and_the_guard_goes_on(host: Host, capsys: Any) -> None:
+    host.guard.counts = host.folder / "none" / "acts.json"
+    unit(host.root, SALES, 254)
+    host.at(0, 30)
+    host.ended()
+    assert len(host.calls("restart")) == 1
+    assert capsys.readouterr().err.count("the metrics lack the guard's acts") == 1
+
+
 def test_a_dry_run_says_what_it_would_do_once_for_each_run_and_restarts_nothing(host: Host, capsys: Any) -> None:
     host.start(dry_run=True)
     here = unit(host.root, SALES, 254)
@@ -707,6 +736,8 @@ def test_the_units_command_line_is_one_that_the_program_takes(
     ((one, interval),) = started
     assert (one.rules, one.budget, interval, one.dry_run) == (RULES, 6, 5.0, dry_run)
     assert str(one.acts.path) == "/var/log/plimsoll/guard/acts.jsonl"
+    # Where the sampler looks for them.
+    assert one.counts == sys.modules["rss_sampler"].GUARD_ACTS
 
 
 # Without quotes, YAML takes off for false.

@@ -1124,6 +1124,81 @@ def test_a_process_that_came_after_the_detail_has_its_pss_in_the_metrics(
     assert scrape(metrics.read_text())[name] > first > 0
 
 
+@pytest.mark.parametrize(
+    ("argv", "info"),
+    [
+        (["python", "celery", "--app=shop", "worker"], ("prefork", "celery", "")),
+        (["celery", "worker", "-Q", "mail,gate", "-P", "threads", "-c", "8"], ("threads", "gate,mail", "8")),
+        # Of one option the last, as remediate.yml counts on.
+        (["celery", "worker", "--queues=a", "--concurrency=2", "--queues=b"], ("prefork", "b", "2")),
+        (["[celeryd: sales@w-1:MainProcess] -active- (worker --pool=solo --queues=sales)"], ("solo", "sales", "")),
+        (["celery", "worker", "--queues"], ("prefork", "", "")),
+        (["celery", "worker", "--queues=" + "q" * 900], ("prefork", "q" * 200, "")),
+        ([], ("prefork", "celery", "")),
+    ],
+)
+def test_a_worker_is_described_by_what_it_was_started_with(argv: list[str], info: tuple[str, ...]) -> None:
+    assert sampler.started_with(argv) == info
+
+
+def test_the_metrics_say_what_a_worker_consumes_and_how_much_it_did(root: Path, start: Any, tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    words = ("celery", "worker", "--queues=mail,gate", "--concurrency=2")
+    main = start(sys.executable, "-c", "import time; time.sleep(60)", *words).pid
+    other = start("sleep", "60")
+    unit(root, "celery-worker@mail.service", main, other.pid)
+    (tmp_path / "tasks" / str(main)).write_text("5\n")
+    (tmp_path / "tasks" / str(other.pid)).write_text("7\n")
+    metrics = tmp_path / "plimsoll.prom"
+    one = make(root, detail_every=1)
+    one.metrics = sampler.Metrics(str(metrics))
+    done = 'plimsoll_worker_tasks_total{unit="celery-worker@mail.service"}'
+    one.beat(NOON)
+    found = scrape(metrics.read_text())
+    labels = 'concurrency="2",pool="prefork",queues="gate,mail",unit="celery-worker@mail.service"'
+    assert found[f"plimsoll_worker_info{{{labels}}}"] == 1 and found[done] == 12
+    (tmp_path / "tasks" / str(main)).write_text("9\n")
+    one.beat(NOON + 60)
+    assert scrape(metrics.read_text())[done] == 16
+    # What one that ended has done, stays done.
+    other.kill()
+    other.wait()
+    one.beat(NOON + 120)
+    (tmp_path / "tasks" / str(main)).write_text("10\n")
+    one.beat(NOON + 180)
+    one.close()
+    assert scrape(metrics.read_text())[done] == 17
+
+
+def test_the_acts_of_the_guard_are_in_the_metrics_whatever_its_file_holds(
+    root: Path, sleeper: int, tmp_path: Path, monkeypatch: Any
+) -> None:
+    counts = tmp_path / "acts.json"
+    monkeypatch.setattr(sampler, "GUARD_ACTS", counts)
+    mail = "celery-worker@mail.service"
+    unit(root, mail, sleeper)
+    metrics = tmp_path / "plimsoll.prom"
+    one = make(root)
+    one.metrics = sampler.Metrics(str(metrics))
+
+    def acts(beat: int) -> dict[str, float]:
+        one.beat(NOON + 60 * beat)
+        return {name: value for name, value in scrape(metrics.read_text()).items() if "guard" in name}
+
+    assert acts(0) == {}
+    counts.write_text(
+        json.dumps({mail: {"restart": 2, "budget_spent": 0}, "celery-worker@gone.service": {"restart": 1}})
+    )
+    of_mail = 'plimsoll_guard_acts_total{{act="{}",unit="celery-worker@mail.service"}}'
+    assert acts(1) == {of_mail.format("restart"): 2, of_mail.format("budget_spent"): 0}
+    for beat, text in enumerate(('{"' + mail + '": 3}', "[1]", "", '{"a": {"b": "c"}}', "\0"), 2):
+        counts.write_text(text)
+        assert acts(beat) == {}
+    counts.unlink()
+    assert acts(9) == {}
+    one.close()
+
+
 def test_the_number_of_series_is_bounded(root: Path, sleeper: int, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(sampler, "MOST_UNITS", 3)
     for number in range(5):

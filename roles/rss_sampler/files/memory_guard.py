@@ -29,6 +29,8 @@ acts.jsonl   a line is one act, and acts.1.jsonl holds the older ones. Each act 
     result          of an outcome: done, failed (it is as it was, or did not start), timeout (systemd goes on with it),
                     left (the guard was stopped, and systemd goes on with it)
     seconds         of an outcome: from the restart to the beat that found it over
+
+With --counts, how often each action but an outcome was taken since the guard began, for the sampler's metrics.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ from rss_sampler import (
     fields,
     find_units,
     pressure_totals,
+    publicly,
     read_text,
     run,
     seconds,
@@ -329,11 +332,14 @@ class Restart:
 
 
 class Guard:
-    """Watches all workers of the host; beat() is one round. budget: restarts an hour."""
+    """Watches all workers of the host; beat() is one round. budget: restarts an hour. counts: a file, None for none."""
 
-    def __init__(self, rules: Rules, budget: int, acts: Acts, dry_run: bool, cgroups: Path) -> None:
+    def __init__(
+        self, rules: Rules, budget: int, acts: Acts, dry_run: bool, cgroups: Path, counts: Path | None = None
+    ) -> None:
         self.rules, self.budget, self.acts, self.dry_run, self.cgroups = rules, budget, acts, dry_run, cgroups
         self.action = "would_restart" if dry_run else "restart"
+        self.counts, self.counted = counts, dict[str, dict[str, int]]()
         self.restarts = remembered(acts.read(), self.action, time.time(), time.monotonic())
         self.watches: dict[str, Watch] = {}
         self.running: Restart | None = None
@@ -361,6 +367,10 @@ class Guard:
             elif run_of(cgroup) is not None:  # else it ended in between
                 self.once(unit, f"{unit} is not watched: no figures of its memory in {cgroup}; is MemoryAccounting on?")
         self.watches = watches
+        if unknown := watches.keys() - self.counted.keys():
+            # A counter that begins at 1 has not risen, to Prometheus.
+            self.counted.update((unit, {self.action: 0, "budget_spent": 0}) for unit in sorted(unknown))
+            self.publish()
         if self.rules.pressure and any(watch.seen.waited is None for watch in watches.values()):
             self.once("psi", "this kernel has no PSI (boot it with psi=1): the level alone counts")
 
@@ -465,11 +475,26 @@ class Guard:
         act.update((name, None if size is None else size // 1024) for name, size in zip(names, sizes))
         act["pressure"] = round(watch.pressure, 1) if watch and watch.pressure is not None else None
         say(f"{unit}: {action.replace('_', ' ')}: {reason}")
+        if action != "outcome":
+            of_unit = self.counted.setdefault(unit, {})
+            of_unit[action] = of_unit.get(action, 0) + 1
+            self.publish()
         try:
             self.acts.append({**act, **more})
             self.said.discard("log")
         except OSError as error:
             self.once("log", f"{self.acts.path}: {error.strerror}; until there is room, acts are in the journal alone")
+
+    def publish(self) -> None:
+        """{unit: {action: count}}, whole, and readable for the sampler's user."""
+        if self.counts is None:
+            return
+        new = self.counts.with_suffix(".new")
+        try:
+            publicly(lambda: new.write_text(json.dumps(self.counted)))
+            new.replace(self.counts)
+        except OSError as error:
+            self.once("counts", f"{self.counts}: {error.strerror}; the metrics lack the guard's acts")
 
     def once(self, what: str, text: str) -> None:
         """Say it, and not again until `what` is taken out of self.said."""
@@ -502,6 +527,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--sustain", metavar="SECONDS", type=seconds, default=Rules.sustain, help="without a break; default: 30")
     add("--pressure", metavar="PERCENT", type=percent, default=Rules.pressure, help="of the time, 0 for off: 20")
     add("--budget", metavar="N", type=count, default=6, help="restarts an hour; default: 6")
+    add("--counts", metavar="FILE", type=Path, help="count the acts there, for the sampler's metrics")
     add("--dry-run", action="store_true", help="say what it would restart, and restart nothing")
     options = parser.parse_args(arguments)
 
@@ -512,7 +538,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"{CGROUPS} is not cgroup v2: boot with systemd.unified_cgroup_hierarchy=1, or set rss_sampler_guard: off")
         return 1
     rules = Rules(options.threshold, options.sustain, options.pressure)
-    with contextlib.closing(Guard(rules, options.budget, Acts(options.output), options.dry_run, CGROUPS)) as guard:
+    acts = Acts(options.output)
+    with contextlib.closing(Guard(rules, options.budget, acts, options.dry_run, CGROUPS, options.counts)) as guard:
         say(
             f"{'reports' if options.dry_run else 'restarts'} workers at {rules.threshold:g} % of their limit for "
             f"{rules.sustain:g} s; {len(guard.restarts)} of {options.budget} restarts of this hour are spent"

@@ -64,6 +64,7 @@ import psutil
 UNIT_PATTERN = "celery-worker@*.service"
 CGROUPS = Path("/sys/fs/cgroup")
 TASKS = Path("/run/plimsoll/tasks")
+GUARD_ACTS = Path("/run/plimsoll-guard/acts.json")
 
 PLAIN_COLUMNS = "timestamp,pid,rss_kb,command"
 SAMPLE_COLUMNS = "timestamp,pid,rss_kb,command,unit,start_time,role,pss_kb,uss_kb,swap_kb,fds,threads,tasks"
@@ -87,6 +88,11 @@ LONGEST_COMMAND = 4096
 SMAPS = re.compile(rb"^(Pss|Private_\w+): +(\d+) kB", re.MULTILINE)
 # Options of `celery` itself that take a value, so that the value is not taken for the name of a command.
 CELERY_VALUES = {"-A", "--app", "-b", "--broker", "--result-backend", "--loader", "--config", "--workdir"}
+# Options of `celery worker` that are labels of its metrics.
+WORKER_OPTIONS = {
+    **{"-P": "pool", "--pool": "pool", "-Q": "queues", "--queues": "queues"},
+    **{"-c": "concurrency", "--concurrency": "concurrency"},
+}
 # Those of python that do.
 PYTHON_VALUES = {"-X", "-W", "--check-hash-based-pycs"}
 # Whoever may make cgroups could make them as deep as they like.
@@ -96,6 +102,8 @@ NO_LIMIT = 1 << 62
 NONE_FOUND = ": no unit celery-worker@*.service and no command line of a Celery worker; --match finds others"
 # What Prometheus is told of: more units than any host has, should their names come and go.
 MOST_UNITS = 200
+# Of a worker's command line and of the guard's counts, which others write.
+LONGEST_LABEL, MOST_ACTS_BYTES = 200, 1 << 20
 # Of the files that may be open: for what is held of units, and all that is opened for a moment.
 FILES_KEPT_FREE = 512
 # A process takes 20 KiB, half of it the kernel's for the files that are held: these fit into 64 MiB.
@@ -1015,6 +1023,9 @@ class Metrics:
     plimsoll_worker_memory_events_total           {unit, event}  high, max and oom_kill, since the unit started
     plimsoll_worker_memory_pressure_seconds_total {unit, kind}   some and full (PSI), since then
     plimsoll_worker_restarts_total                {unit}         systemd's NRestarts
+    plimsoll_worker_tasks_total                   {unit}         finished by its processes, as they were seen
+    plimsoll_worker_info            {unit, pool, queues, concurrency}   1: what its main process was started with
+    plimsoll_guard_acts_total       {unit, act}   restart, would_restart and budget_spent of the memory guard
     plimsoll_sampler_last_sample_timestamp_seconds, plimsoll_sampler_beat_seconds   when, and how long it took
     """
 
@@ -1026,6 +1037,12 @@ class Metrics:
 
         self.pss = pss
         self.families: list[Any] = []
+        # Tasks by unit, and of each process how many of its own are among them.
+        self.done: dict[str, int] = {}
+        self.counted: dict[tuple[int, float], int] = {}
+        # Of each main process by its command line.
+        self.started: dict[tuple[int, float, str], tuple[str, str, str]] = {}
+        self.guard = GuardActs(GUARD_ACTS)
         registry = CollectorRegistry(auto_describe=False)
         registry.register(self)
         self.publish: Callable[[], None] = lambda: None
@@ -1044,6 +1061,10 @@ class Metrics:
 
         names = dict(itertools.islice(((name, name) for name in sorted(units)), MOST_UNITS))
         sums: dict[tuple[str, str], list[float]] = {}
+        info: dict[str, tuple[str, str, str]] = {}
+        done = {name: self.done.get(name, 0) for name in names}
+        counted: dict[tuple[int, float], int] = {}
+        started: dict[tuple[int, float, str], tuple[str, str, str]] = {}
         for one, size in last:
             name = one.unit_name if one.unit_name.endswith(".service") else ""
             if name not in names:
@@ -1058,6 +1079,16 @@ class Metrics:
             values = ((size - one.swap) * 1024, int(one.pss or 0) * 1024, one.swap * 1024, 1, growth(one))
             for at, value in enumerate(values):
                 total[at] += value
+            if one.role == "main" and name and name not in info:
+                # As it was read when its command line was last seen to be another one.
+                key_of = one.pid, one.start_time, one.command
+                started[key_of] = self.started.get(key_of) or started_with(command_line(one.pid))
+                info[name] = started[key_of]
+            if one.tasks != "":
+                key = one.pid, one.start_time
+                counted[key] = int(one.tasks)
+                done[name] = done.get(name, 0) + max(0, counted[key] - self.counted.get(key, 0))
+        self.done, self.counted, self.started = done, counted, started
         kinds = ("resident_memory_bytes", "proportional_memory_bytes", "swap_bytes", "processes")
         by_role = [
             GaugeMetricFamily(f"plimsoll_worker_{kind}", "See rss_sampler.py, Metrics", labels=["unit", "role"])
@@ -1091,10 +1122,69 @@ class Metrics:
                     pressure.add_metric([name, kind], int(unit.figures[at]) / 1e6)
             if unit.restarts != "":
                 restarts.add_metric([name], int(unit.restarts))
+        tasks = CounterMetricFamily("plimsoll_worker_tasks", "Tasks finished", labels=["unit"])
+        for name, count in sorted(done.items()):
+            tasks.add_metric([name], count)
+        labels = ["unit", "pool", "queues", "concurrency"]
+        described = GaugeMetricFamily("plimsoll_worker_info", "What its main process was started with", labels=labels)
+        for name, values in sorted(info.items()):
+            described.add_metric([name, *values], 1)
+        acts = CounterMetricFamily("plimsoll_guard_acts", "Acts of the memory guard", labels=["unit", "act"])
+        for name, act, count in self.guard.read():
+            if name in names:
+                acts.add_metric([name, act], count)
         last = GaugeMetricFamily("plimsoll_sampler_last_sample_timestamp_seconds", "Unix time", value=now)
         beat = GaugeMetricFamily("plimsoll_sampler_beat_seconds", "How long the last sample took", value=took)
-        self.families = [*by_role, *(family for family, _ in sizes), events, pressure, restarts, last, beat]
+        self.families = [
+            *by_role,
+            *(family for family, _ in sizes),
+            events,
+            pressure,
+            restarts,
+            tasks,
+            described,
+            acts,
+            last,
+            beat,
+        ]
         self.publish()
+
+
+def started_with(argv: Sequence[str]) -> tuple[str, str, str]:
+    """Pool, queues and concurrency of a worker's command line, or Celery's own defaults; of one option the last."""
+    found = {"pool": "prefork", "queues": "celery", "concurrency": ""}
+    # With setproctitle, billiard has them in brackets.
+    words = " ".join(argv).rstrip(")").split()
+    for at, word in enumerate(words):
+        option, mark, value = word.partition("=")
+        if name := WORKER_OPTIONS.get(option):
+            found[name] = value if mark else next(iter(words[at + 1 : at + 2]), "")
+    queues = ",".join(sorted(filter(None, found["queues"].split(","))))
+    return found["pool"][:LONGEST_LABEL], queues[:LONGEST_LABEL], found["concurrency"][:LONGEST_LABEL]
+
+
+class GuardActs:
+    """What the memory guard counts in a file: (unit, act, count). Nothing where it has none, or not that."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.changed = -1
+        self.acts: list[tuple[str, str, int]] = []
+
+    def read(self) -> list[tuple[str, str, int]]:
+        try:
+            changed = self.path.stat().st_mtime_ns
+            if changed != self.changed:
+                self.changed, self.acts = changed, []
+                with self.path.open() as file:
+                    units = json.loads(file.read(MOST_ACTS_BYTES))
+                acts = ((unit, act, count) for unit, of_it in units.items() for act, count in of_it.items())
+                self.acts = sorted((unit, act, int(count)) for unit, act, count in acts)
+        except OSError:
+            self.changed, self.acts = -1, []
+        except (ValueError, TypeError, AttributeError):
+            self.acts = []
+        return self.acts
 
 
 def serve(where: str, application: Any) -> None:
