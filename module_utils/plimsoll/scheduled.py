@@ -36,9 +36,11 @@ import jinja2
 
 from .canaries import read_findings
 from .detect import Pattern
+from .diagnose import short
 from .files import write_whole
 from .findings import Finding, Findings, Fleet
 from .formats import InputError, printable
+from .remedylog import CONTAINED, REMEDIED
 from .report import blame, forecast, growth
 from .store import Host
 
@@ -295,8 +297,9 @@ def _credential_path(name: str) -> Path:
 class State:
     """What is kept from one run to the next. began, ended: of the last run, Unix seconds; ended None while it runs.
 
-    succeeded: when a run last ended well; fleet: of the last findings; told: by channel; unsent: by channel, how many
-    messages could not be sent.
+    succeeded: when a run last ended well; fleet: of the last findings, with missing, the hosts that were not collected,
+    and leaks, the workers that leak and are not contained; told: by channel; unsent: by channel, how many messages
+    could not be sent.
     """
 
     began: float | None = None
@@ -306,6 +309,8 @@ class State:
     fleet: Fleet | None = None
     told: dict[str, Told] = field(default_factory=dict)
     unsent: dict[str, int] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    leaks: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def cut_off(self) -> bool:
@@ -352,11 +357,66 @@ def metrics(state: State) -> str:
     name = "plimsoll_collect_result"
     lines += [f"# TYPE {name} gauge", f"# HELP {name} 1 for how the last run ended."]
     lines += [f'{name}{{result="{one}"}} {int(one == state.outcome.result)}' for one in RESULTS]
+    if state.missing:
+        name = "plimsoll_collect_host_missing"
+        lines += [f"# TYPE {name} gauge", f"# HELP {name} 1 for each host that was not collected."]
+        lines += [f'{name}{{host="{_escaped(host)}"}} 1' for host in state.missing]
+    lines += _leaks(state.leaks)
     if state.unsent:
         name = "plimsoll_collect_notifications_failed"
         lines += [f"# TYPE {name} counter", f"# HELP {name} Notifications that could not be sent."]
         lines += [f'{name}_total{{channel="{channel}"}} {count}' for channel, count in sorted(state.unsent.items())]
     return "\n".join([*lines, "# EOF", ""])
+
+
+LEAKS = (
+    ("growth_bytes_per_hour", "How a worker grows that leaks and is not contained."),
+    ("memory_high_hours", "Hours until it meets MemoryHigh."),
+    ("info", "1; the task and the line that grow most, as far as they are known."),
+)
+
+
+def _leaks(leaks: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for name, about in LEAKS if leaks else ():
+        full = f"plimsoll_collect_leak_{name}"
+        lines += [f"# TYPE {full} gauge", f"# HELP {full} {about}"]
+        for one in leaks:
+            named = ("host", "unit", "leak_class", *(("task", "line") if name == "info" else ()))
+            labels = ",".join(f'{label}="{_escaped(one[label])}"' for label in named)
+            if one[name] is not None:
+                lines.append(f"{full}{{{labels}}} {one[name]:g}")
+    return lines
+
+
+def leaks_of(document: Findings) -> list[dict[str, Any]]:
+    """For the metrics: the workers that leak, but for those that a remedy was proven to contain."""
+    found = []
+    for one in document["workers"]:
+        # Findings of before there were remedies have none.
+        remedy = one.get("remedy")
+        if not one["leaking"] or (remedy is not None and remedy["state"] in (CONTAINED, REMEDIED)):
+            continue
+        culprit = next((culprit for culprit in one["culprits"] if culprit["task"] or culprit["file"]), None)
+        file = culprit["file"] if culprit else None
+        found.append(
+            {
+                "host": printable(one["host"], 200),
+                "unit": printable(one["unit"], 200),
+                "leak_class": printable(one["leak_class"], 40),
+                "task": printable(culprit["task"] or "", 200) if culprit else "",
+                "line": printable(f"{short(file)}:{culprit['line']}", 300) if culprit and file else "",
+                "growth_bytes_per_hour": one["growth_kb_per_hour"] * 1024,
+                "memory_high_hours": one["hours_to_memory_high"],
+                "info": 1,
+            }
+        )
+    return found
+
+
+def _escaped(text: str) -> str:
+    """As the value of a label."""
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 # ---- telling ----
@@ -590,7 +650,10 @@ def _finish(
 ) -> list[str]:
     """Note how the run ended, tell it, and write the metrics. What could not be sent, a line each."""
     state.outcome, state.ended = outcome, state.ended or time.time()
-    state.fleet = document["fleet"] if document else state.fleet
+    if document:
+        state.fleet = document["fleet"]
+        state.leaks = leaks_of(document)
+        state.missing = sorted(one["host"] for one in document["hosts"] if not one["collected"])
     if outcome.result == OK:
         state.succeeded = state.ended
     # Before it is told, as that may take long: it is over, also if nobody hears of it.

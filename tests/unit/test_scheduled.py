@@ -660,6 +660,21 @@ def test_the_metrics_are_openmetrics_and_say_how_it_goes() -> None:
         **{"hosts": 9, "hosts_collected": 8, "workers": 30, "leaking": 2},
         **{"notifications_failed_total webhook": 3, "notifications_failed_total mail": 0},
     }
+    odd = replace(state, missing=["w-1", 'a "b" \\ c'])
+    missing = {name: value for name, value in read_metrics(metrics(odd)).items() if "missing" in name}
+    assert missing == {"host_missing w-1": 1, 'host_missing a "b" \\ c': 1}
+    kept = worker("w-3", remedy={"state": "contained"})
+    tried = worker("w-4", remedy={"state": "not_remedied"}, hours_to_memory_high=7.5, leak_class="native")
+    document = found(worker("w-1", culprits=[LINE]), well("w-2"), kept, tried)
+    leaks = read_metrics(metrics(replace(state, leaks=scheduled.leaks_of(document))))
+    unit = "celery-worker@sales.service"
+    assert {name: value for name, value in leaks.items() if name.startswith("leak_")} == {
+        f"leak_growth_bytes_per_hour w-1 {unit} unknown": 12 << 20,
+        f"leak_growth_bytes_per_hour w-4 {unit} native": 12 << 20,
+        f"leak_memory_high_hours w-4 {unit} native": 7.5,
+        f"leak_info w-1 {unit} unknown shop.scan shop/tasks.py:9": 1,
+        f"leak_info w-4 {unit} native  ": 1,
+    }
     # It has begun anew: of how long it takes, nothing is known.
     assert "duration_seconds" not in read_metrics(metrics(replace(state, ended=None)))
 
@@ -741,6 +756,8 @@ def test_a_run_collects_and_tells_what_is_new_once(runs: Runs, capsys: Any) -> N
     values = read_metrics((runs.state / "plimsoll_collect.prom").read_text())
     assert (values["hosts"], values["hosts_collected"], values["leaking"]) == (2, 1, 1)
     assert values["last_run_timestamp_seconds"] == values["last_success_timestamp_seconds"]
+    assert values["host_missing w-2"] == 1
+    assert values["leak_growth_bytes_per_hour w-1 celery-worker@sales.service unknown"] == 12 << 20
     runs.ends(0, found(worker("w-1"), down=("w-2",)))
     assert runs.run() == 0 and runs.told == []
 
@@ -807,6 +824,7 @@ def test_a_host_that_is_down_is_told_by_the_real_playbook(runs: Runs, tmp_path: 
     )
     values = read_metrics((runs.state / "plimsoll_collect.prom").read_text())
     assert (values["hosts"], values["hosts_collected"]) == (1, 0)
+    assert [name for name in values if name.startswith("host_missing")], values
 
 
 def test_findings_of_an_earlier_run_are_not_told_as_new(runs: Runs) -> None:
