@@ -50,11 +50,16 @@ DEPTHS = (
     + """
 import time
 def depth(connection, queue):
+    # Of Redis a queue is a list, and to declare one makes nothing; a passive declaration asks without global_keyprefix.
+    passive = connection.transport.driver_type != "redis"
     try:
         # A channel of its own: RabbitMQ closes one on which a queue was asked for that is not there.
         with connection.channel() as channel:
-            return channel.queue_declare(queue=queue, passive=True).message_count
-    except connection.channel_errors:
+            return channel.queue_declare(queue=queue, passive=passive).message_count
+    except connection.channel_errors as error:
+        # Others are no sign of an empty queue: a permission that is missing, a key of another type.
+        if str(getattr(error, "reply_code", "")) != "404":
+            raise
         return 0
 deadline, before = time.monotonic() + float(sys.argv[2]), json.loads(sys.argv[3])
 slack, falling = int(sys.argv[4]), float(sys.argv[5])
@@ -354,8 +359,8 @@ CORDONS = (
 import time
 node, queues = sys.argv[2], sys.argv[3:]
 for queue in queues:
-    app.control.cancel_consumer(queue, destination=[node], reply=True, timeout=5)
-left = app.control.inspect(timeout=5, destination=[node]).active_queues()
+    app.control.cancel_consumer(queue, destination=[node], reply=True, timeout=15)
+left = app.control.inspect(timeout=15, destination=[node]).active_queues()
 answer({"left": sorted(one["name"] for one in left[node]) if left else None})
 """
 )
