@@ -407,6 +407,14 @@ def on_schedule(given: argparse.Namespace) -> int:
     return scheduled.main(given.config, given.failed)
 
 
+def dashboard(given: argparse.Namespace) -> int:
+    # What it is made with takes a while to be imported, and no other verb needs it.
+    from .dashboard import text
+
+    _say(text().rstrip("\n"))
+    return DONE
+
+
 def _days(text: str) -> int:
     """Of 0 days, nothing would be left."""
     if not text.isdecimal() or int(text) < 1:
@@ -479,6 +487,8 @@ def parser() -> argparse.ArgumentParser:
     nine.add_argument("store", type=Path, metavar="STORE")
     nine.add_argument("findings", type=Path, metavar="FINDINGS.JSON")
     nine.set_defaults(run=prove)
+    ten = verbs.add_parser("dashboard", help="print the dashboard for Grafana, as JSON")
+    ten.set_defaults(run=dashboard)
     return top
 
 
