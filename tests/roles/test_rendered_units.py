@@ -27,11 +27,15 @@ DROPINS = {
     "celery_worker/10-worker.conf.j2": "celery-worker@sales.service",
     "rabbitmq_broker/10-loopback.conf.j2": "epmd.socket",
     "rabbitmq_broker/10-plimsoll.conf.j2": "rabbitmq-server.service",
+    "alertmanager/10-plimsoll.conf.j2": "prometheus-alertmanager.service",
+    "prometheus/10-plimsoll.conf.j2": "prometheus.service",
     "redis_broker/10-plimsoll.conf.j2": "redis-server.service",
     "tracemalloc_bootstrap/50-plimsoll-trace.conf.j2": "celery-worker@.service",
 }
 # Units of packages, which the machine that runs the tests need not have.
 PACKAGED = {
+    "prometheus.service": "[Service]\nExecStart=/usr/bin/prometheus $ARGS\n",
+    "prometheus-alertmanager.service": "[Service]\nExecStart=/usr/bin/prometheus-alertmanager $ARGS\n",
     "redis-server.service": "[Service]\nType=notify\nExecStart=/usr/bin/redis-server /etc/redis/redis.conf\n",
     "rabbitmq-server.service": "[Service]\nType=notify\nExecStart=/usr/sbin/rabbitmq-server\n",
     "epmd.socket": "[Socket]\nListenStream=4369\n",
@@ -351,6 +355,11 @@ SAMPLER = "rss_sampler/plimsoll-sampler.service.j2"
         (
             {"rss_sampler_metrics": "127.0.0.1:9253"},
             ["--metrics=127.0.0.1:9253\n", "IPAddressDeny=any\nIPAddressAllow=localhost\n"],
+            ["PrivateNetwork"],
+        ),
+        (
+            {"rss_sampler_metrics": "10.0.0.4:9253", "rss_sampler_metrics_from": ["10.0.0.9", "10.1.0.0/16"]},
+            ["--metrics=10.0.0.4:9253\n", "IPAddressDeny=any\nIPAddressAllow=localhost 10.0.0.9 10.1.0.0/16\n"],
             ["PrivateNetwork"],
         ),
         (
