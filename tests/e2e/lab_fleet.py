@@ -8,6 +8,8 @@ import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,10 @@ SETTINGS = {
     "celery_worker_environment": {"ODD": ODD, "DIGIT": "1", "BOXOFFICE_VISIBILITY_TIMEOUT": "30"},
     "celery_worker_stop_timeout": 25,
     "celery_worker_watchdog": 20,
-    "rss_sampler_metrics": "127.0.0.1:9253",
+    "rss_sampler_metrics": "{{ linode_private_ipv4 }}:9253",
+    "rss_sampler_metrics_from": "{{ groups['prometheus'] | map('extract', hostvars, 'linode_private_ipv4') | list }}",
+    "queue_metrics_listen": "{{ linode_private_ipv4 }}:9254",
+    "queue_metrics_from": "{{ groups['prometheus'] | map('extract', hostvars, 'linode_private_ipv4') | list }}",
     "rss_sampler_guard_interval": 2,
     "rss_sampler_guard_sustain": 6,
 }
@@ -33,6 +38,9 @@ IN_APP = (
     "systemd-run --quiet --pipe --wait --collect --uid=celery --working-directory=/opt/celery/current/app"
     " --property=EnvironmentFile=/etc/celery/environment /opt/celery/current/venv/bin/python"
 )
+# The same, behind one's back.
+SENDER = "e2e-sender.service"
+IN_BACKGROUND = IN_APP.replace("--pipe --wait", f"--unit={SENDER}")
 RECAP = re.compile(r"^(\S+) +: ok=(\d+) +changed=(\d+) +unreachable=(\d+) +failed=(\d+)", re.MULTILINE)
 
 
@@ -48,6 +56,9 @@ class Ran:
     def said(self) -> str:
         """The output as one line, as Ansible wraps it."""
         return re.sub(r"\s+", " ", self.output)
+
+
+LAST_WORD = f"journalctl --unit={SENDER} --output=cat --identifier=python --lines=1"
 
 
 class Fleet:
@@ -94,14 +105,36 @@ class Fleet:
         for name, value in re.findall(r"(LINODE_API_\w+)=(\S+)", self.lab("env").output):
             self.environment[name] = value
 
-    def play(self, playbook: str, *options: str, ghost: bool = False) -> Ran:
+    def play(self, playbook: str, *options: str, ghost: bool = False, timeout: float = 600) -> Ran:
         sources = [f"--inventory={path}" for path in ([self.ghost] if ghost else []) + [self.inventory]]
-        return self.run(str(BIN / "ansible-playbook"), *sources, f"playbooks/{playbook}.yml", *options)
+        return self.run(str(BIN / "ansible-playbook"), *sources, f"playbooks/{playbook}.yml", *options, timeout=timeout)
 
     def on(self, host: str, command: str) -> str:
         ran = self.lab("ssh", host, command)
         assert ran.code == 0, ran.output
         return ran.output
+
+    @contextmanager
+    def sending(self, words: str) -> Iterator[Callable[[], int]]:
+        """`python -m WORDS` of the application on demo-1, which sends tasks. What ends it says how many were sent.
+
+        It must not have ended before.
+        """
+        self.on("demo-1", f"{IN_BACKGROUND} -m {words}")
+        sent: list[int] = []
+
+        def end() -> int:
+            if not sent:
+                said = self.on("demo-1", f"systemctl is-active {SENDER} && systemctl stop {SENDER}; {LAST_WORD}")
+                assert said.startswith("active"), said
+                found = re.search(r"(\d+) sent", said)
+                sent.append(int(found[1]) if found else 0)
+            return sent[0]
+
+        try:
+            yield end
+        finally:
+            self.lab("ssh", "demo-1", f"systemctl stop {SENDER}")
 
     def addresses(self) -> dict[str, str]:
         """Public addresses of the fleet by label, out of the inventory."""

@@ -92,8 +92,8 @@ def test_what_is_swapped_out_is_not_hidden(fleet: Fleet) -> None:
 
 
 def test_prometheus_can_ask_it(fleet: Fleet) -> None:
-    ask = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9253/metrics').read().decode())"
-    said = fleet.on("demo-2", f'python3 -c "{ask}"')
+    ask = "import sys, urllib.request as r; print(r.urlopen(f'http://{sys.argv[1]}:9253/metrics').read().decode())"
+    said = fleet.on("demo-2", f"python3 -c \"{ask}\" $(hostname -I | tr ' ' '\\n' | grep ^192.168)")
     assert f'plimsoll_worker_processes{{role="child",unit="{UNIT}"}}' in said
     assert f'plimsoll_worker_memory_events_total{{event="oom_kill",unit="{UNIT}"}}' in said
     resident = next(line for line in said.splitlines() if line.startswith("plimsoll_worker_resident_memory_bytes"))

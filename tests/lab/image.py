@@ -27,7 +27,15 @@ INSTALLED = (
 )
 # Guests cannot reach Debian's mirrors. What the roles install with apt lies in the image as a local repository, so that
 # the roles really install it.
-REPOSITORY = ("redis-server", "rabbitmq-server", "python3-psutil", "python3-prometheus-client")
+REPOSITORY = (
+    "redis-server",
+    "rabbitmq-server",
+    "python3-psutil",
+    "python3-prometheus-client",
+    "libjemalloc2",
+    "prometheus",
+    "prometheus-alertmanager",
+)
 DISK = "4G"
 # Built by hand into the image; a change of this text changes the image's hash too.
 SETUP = r"""

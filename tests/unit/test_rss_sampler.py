@@ -1235,6 +1235,21 @@ def test_openmetrics_are_served_on_an_address(root: Path, sleeper: int) -> None:
         sampler.Metrics(f"127.0.0.1:{port}")
 
 
+def test_no_name_server_is_asked_for_the_address(monkeypatch: Any) -> None:
+    """There may be none, and the unit may not reach it: seconds or minutes of a start."""
+
+    def asked(*_: Any) -> Any:
+        raise AssertionError("a name server is asked")
+
+    for name in ("getfqdn", "gethostbyaddr"):
+        monkeypatch.setattr(socket, name, asked)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    sampler.Metrics(f"127.0.0.1:{port}")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        assert answer.status == 200
+
+
 def test_whoever_connects_and_waits_holds_up_one_scrape_for_seconds(root: Path, monkeypatch: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

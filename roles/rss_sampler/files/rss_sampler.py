@@ -1191,12 +1191,19 @@ def serve(where: str, application: Any) -> None:
     """Serve at ADDRESS:PORT, one request after the other. Not prometheus_client's own server: it has a thread for each
     connection and no time limit, and so whoever connects and waits takes all threads that a unit may have.
     """
+    from socketserver import TCPServer
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
     host, _, port = where.rpartition(":")
 
     class Server(WSGIServer):
         address_family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+
+        def server_bind(self) -> None:
+            # HTTPServer's own asks name servers for the address, for minutes where there are none.
+            TCPServer.server_bind(self)
+            self.server_name, self.server_port = host, int(port)
+            self.setup_environ()
 
         def handle_error(self, *_: object) -> None:
             """Whoever hung up is none of ours."""
