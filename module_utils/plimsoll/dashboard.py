@@ -62,7 +62,8 @@ def chosen(expression: str) -> str:
 
 
 def with_queues(expression: str) -> str:
-    return f"{expression} * on (instance, unit) group_left (queues) {INFO}"
+    # One series of each, whatever a host says of its workers.
+    return f"{expression} * on (instance, unit) group_left (queues) topk by (instance, unit) (1, {INFO})"
 
 
 def first(ranked: str) -> str:

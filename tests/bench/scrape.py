@@ -33,12 +33,15 @@ NOW = 1_763_942_400.0
 ACCEPTS = {"Accept": "application/openmetrics-text;version=1.0.0", "Accept-Encoding": "gzip"}
 
 
-def sampler() -> Any:
+def sampler(workers: int) -> Any:
     spec = importlib.util.spec_from_file_location("rss_sampler", FILES / "rss_sampler.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules["rss_sampler"] = module
     spec.loader.exec_module(module)
+    # Which is not asked for each sample.
+    states = {"NRestarts": "2", "ActiveState": "active"}
+    module.show = lambda properties, units: {f"celery-worker@worker-{at}.service": states for at in range(workers)}
     # There is no such process to read it of.
     module.command_line = lambda pid: ["celery", "worker", f"--queues=queue-{pid // 100}", "--concurrency=4"]
     return module
@@ -51,7 +54,8 @@ def made_up(workers: int) -> tuple[list[tuple[Any, int]], dict[str, Any]]:
     for worker in range(workers):
         name = f"celery-worker@worker-{worker}.service"
         figures = [500_000 + worker, 900_000, 1_000_000, 0, 17, 3, 0, 123_456, 6_543]
-        units[name] = SimpleNamespace(figures=figures, restarts="2")
+        stat = "inactive_file 1000\nactive_file 1000\nslab_reclaimable 1000\n"
+        units[name] = SimpleNamespace(figures=figures, read=lambda file, stat=stat: stat)
         for at in range(CHILDREN + 1):
             role = "child" if at else "main"
             one = {"pid": 100 * worker + at, "start_time": 1.0, "command": "celery", "tasks": 1000 * at, "pss": 80_000}
@@ -72,7 +76,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--scrapes", type=int, default=50)
     given = parser.parse_args()
-    module = sampler()
+    module = sampler(given.workers)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     metrics = module.Metrics(f"127.0.0.1:{port}")

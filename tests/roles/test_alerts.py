@@ -64,11 +64,13 @@ def worker(
         f'plimsoll_worker_swap_bytes{{{OF},role="main"}}': [0 for _ in span],
         f'plimsoll_worker_swap_bytes{{{OF},role="child"}}': [swap(n) for n in span],
         f"plimsoll_worker_memory_bytes{{{OF}}}": [80 * MIB + level(n) + cache for n in span],
+        f"plimsoll_worker_memory_level_bytes{{{OF}}}": [80 * MIB + level(n) for n in span],
         f"plimsoll_worker_memory_high_bytes{{{OF}}}": [high for _ in span],
         f'plimsoll_worker_memory_pressure_seconds_total{{{OF},kind="some"}}': [60 * pressure * n for n in span],
         f'plimsoll_worker_memory_events_total{{{OF},event="oom_kill"}}': [
             counters.get("killed", still)(n) for n in span
         ],
+        f"plimsoll_worker_failed{{{OF}}}": [counters.get("failed", still)(n) for n in span],
         f"plimsoll_worker_restarts_total{{{OF}}}": [counters.get("restarts", still)(n) for n in span],
         f'plimsoll_guard_acts_total{{{OF},act="restart"}}': [counters.get("guarded", still)(n) for n in span],
         f'plimsoll_guard_acts_total{{{OF},act="budget_spent"}}': [counters.get("spent", still)(n) for n in span],
@@ -156,6 +158,9 @@ def test_what_goes_where_it_was_not_in_a_day_wakes_somebody_and_what_comes_back_
     assert set(found) == {("MemoryHighSoon", "critical")}
     said = f"{UNIT} on {HOST} meets MemoryHigh in 0.5 h, and has not been there in 24 h"
     assert found["MemoryHighSoon", "critical"]["summary"] == said
+    # What fills the rest with page cache has been everywhere, and is no memory of its own.
+    cached = worker(lambda n: (600 + 2 * max(0, n - day)) * MIB, day + 150, cache=200 * MIB)
+    assert set(ask(cached, day + 150)) == {("MemoryHighSoon", "critical")}
     tide = worker(lambda n: (600 + 2 * max(0, n % day - day + 170)) * MIB, 2 * day - 10)
     assert set(ask(tide, day - 10)) == {("MemoryHighSoon", "warning")}
     assert ask(tide, 2 * day - 10) == {}
@@ -170,10 +175,13 @@ def test_what_goes_where_it_was_not_in_a_day_wakes_somebody_and_what_comes_back_
         (lambda n: (700 + 100 * (n % 5 == 1)) * MIB, "spikes"),
         (lambda n: (850 - 200 * (n >= 70) + 2 * max(0, n - 70)) * MIB, "a restart"),
         (lambda n: 700 * MIB + n * 20_000, "1 MiB an hour"),
+        (lambda n: (100 + n / 20) * MIB, "3 MiB an hour in a tenth of its memory"),
     ],
 )
 def test_what_does_not_near_it_wakes_nobody(ask: Any, level: Callable[[int], float], why: str) -> None:
     assert ask(worker(level, 120), 120) == {}, why
+    if max(map(level, range(121))) < 200 * MIB:
+        assert ask(worker(level, 120, cache=900 * MIB), 120) == {}, "all of the rest is page cache"
 
 
 LEAK = f'job="plimsoll-collect",instance="control-1",host="{HOST}",unit="{UNIT}",leak_class="python_objects"'
@@ -219,17 +227,55 @@ def test_what_is_counted_fires_once_it_rises_and_ends_by_itself(ask: Any, of: st
     assert ask(series, 29) == {}
     found = ask(series, 38)
     assert set(found) == {names[of]} and found[names[of]]["queues"] == "gate,mail"
-    assert ask(series, 200) == {}
+    # Acts of the guard count for a day.
+    assert set(ask(series, 200)) == ({names[of]} if of == "guarded" else set())
 
 
 def test_a_restart_or_two_are_no_loop(ask: Any) -> None:
-    few = worker(lambda n: 300 * MIB, 60, restarts=lambda n: 2 * (n > 30), guarded=lambda n: 2 * (n > 30))
+    few = worker(lambda n: 300 * MIB, 60, restarts=lambda n: 3 * (n > 30), guarded=lambda n: 2 * (n > 30))
     assert ask(few, 40) == {}
+
+
+def test_increase_makes_no_four_restarts_of_three(rules: Path, tmp_path: Path) -> None:
+    """Between two samples it is extrapolated."""
+    of = f"plimsoll_worker_restarts_total{{{OF}}}"
+    expression = next(
+        one["expr"]
+        for group in yaml.safe_load(rules.read_text())["groups"]
+        for one in group["rules"]
+        if one.get("alert") == "PlimsollRestartLoop"
+    )
+    asked = [{"expr": expression, "eval_time": f"30m{second}s", "exp_samples": []} for second in range(0, 60, 7)]
+    series = {of: [3 * (n > 20) for n in range(41)]}
+    run("promtool", "test", "rules", write_test(rules, tmp_path, series, 1, promql_expr_test=asked))
+
+
+def test_a_worker_that_systemd_has_given_up_is_told_though_it_has_no_cgroup(ask: Any) -> None:
+    failed = worker(lambda n: 300 * MIB, 40, failed=lambda n: n > 30)
+    assert ask(failed, 30) == {} and set(ask(failed, 40)) == {("WorkerFailed", "critical")}
+
+
+def test_a_host_that_says_one_worker_twice_silences_no_other(ask: Any) -> None:
+    series = worker(lambda n: 300 * MIB, 40, killed=lambda n: n > 35)
+    series |= {name.replace(HOST, "evil"): values for name, values in series.items()}
+    again = INFO.replace(HOST, "evil").replace('queues="gate,mail"', 'queues="x"')
+    series[again] = [1 for _ in range(41)]
+    found = ask(series, 40)
+    assert set(found) == {("OOMKill", "critical")}
+
+
+def test_what_a_host_calls_its_units_is_no_query(ask: Any) -> None:
+    evil = "x'} or vector(42) or up{a='"
+    series = {name.replace(UNIT, evil): values for name, values in found_leak().items()}
+    summary = ask(series, 30)["Leak", "warning"]["summary"]
+    assert summary == f"{evil} on {HOST} leaks 12MiB an hour"
 
 
 def test_a_worker_whose_main_process_is_gone_alarms_without_its_queues(ask: Any) -> None:
     series = worker(lambda n: 300 * MIB, 40, restarts=lambda n: max(0, n - 25))
-    series[INFO] = [1 if n < 30 else None for n in range(41)]  # type: ignore[list-item]
+    series[INFO] = [1 if n < 20 else None for n in range(41)]  # type: ignore[list-item]
+    # For ten minutes it may just be restarted.
+    assert ask(series, 29)["RestartLoop", "critical"]["queues"] == "gate,mail"
     alert = ask(series, 40)["RestartLoop", "critical"]
     assert "queues" not in alert and "It takes few tasks or none. Why: " in alert["description"]
 
@@ -268,6 +314,17 @@ def test_a_broker_that_does_not_answer_for_long_enough(ask: Any) -> None:
     assert ask(series, 22) == {} and set(ask(series, 30)) == {("BrokerSilent", "critical")}
 
 
+def test_what_tells_of_queues_and_leaks_is_watched_too(ask: Any) -> None:
+    series = {f'up{{job="plimsoll-{job}",instance="w-1:9"}}': [1] * 20 + [0] * 20 for job in ("queues", "collect")}
+    assert ask(series, 22) == {} and set(ask(series, 30)) == {("TargetDown", "critical")}
+
+
+def test_two_control_nodes_that_found_the_same_are_one(ask: Any) -> None:
+    series = found_leak(3.0)
+    series |= {name.replace("control-1", "control-2"): values for name, values in series.items()}
+    assert set(ask(series, 30)) == {("Leak", "warning"), ("Leak", "critical")}
+
+
 def test_a_collection_that_missed_a_host_or_failed_or_did_not_come(ask: Any) -> None:
     of = 'job="plimsoll-collect",instance="control-1"'
     span = range(121)
@@ -278,7 +335,9 @@ def test_a_collection_that_missed_a_host_or_failed_or_did_not_come(ask: Any) -> 
     }
     assert ask(good, 120) == {}
     missed = ask({**good, f'plimsoll_collect_host_missing{{{of},host="w-9"}}': [1 for _ in span]}, 120)
-    assert missed["HostNotCollected", "warning"]["summary"] == "The last collection did not reach w-9"
+    alert = missed["HostNotCollected", "warning"]
+    # By the host, whose being down holds it back.
+    assert (alert["summary"], alert["instance"]) == ("The last collection did not reach w-9", "w-9")
     failed = ask({**good, f'plimsoll_collect_result{{{of},result="failed"}}': [1 for _ in span]}, 120)
     assert failed["CollectFailed", "warning"]["summary"] == "The fleet is not collected: failed"
     old = {name: [one - 94_000 for one in values] if "success" in name else values for name, values in good.items()}
@@ -319,7 +378,7 @@ def firsts(folder: Path, room: float) -> dict[str, dict[str, float]]:
         high = max(level) * (1 if leaking else room)
         series[f'plimsoll_worker_resident_memory_bytes{{{unit},role="main"}}'] = level
         series[f'plimsoll_worker_swap_bytes{{{unit},role="main"}}'] = [0] * len(level)
-        series[f"plimsoll_worker_memory_bytes{{{unit}}}"] = level
+        series[f"plimsoll_worker_memory_level_bytes{{{unit}}}"] = level
         series[f"plimsoll_worker_memory_high_bytes{{{unit}}}"] = [high] * len(level)
     last = max(map(len, series.values()))
     asked = {
@@ -387,8 +446,11 @@ def test_an_alert_goes_to_whoever_has_one_of_its_queues(tmp_path: Path, queues: 
 
 
 def test_what_is_critical_goes_to_whoever_is_woken_too(tmp_path: Path) -> None:
-    more = {"alertmanager_queue_routes": ROUTES, "alertmanager_critical_receiver": "on-call"}
-    assert routed(tmp_path, "severity=critical", "queues=sales", **more) == "sales,on-call"
+    both = [*ROUTES, {"queues": ["zoo"], "receiver": "nobody"}]
+    more = {"alertmanager_queue_routes": both, "alertmanager_critical_receiver": "on-call"}
+    assert routed(tmp_path, "severity=critical", "queues=sales", **more) == "on-call,sales"
+    # To the first of those that have one of its queues.
+    assert routed(tmp_path, "severity=warning", "queues=sales,zoo", **more) == "sales"
     assert routed(tmp_path, "severity=critical", "alertname=PlimsollHostUnreachable", **more) == "on-call"
     assert routed(tmp_path, "severity=warning", "queues=gate", **more) == "nobody"
 

@@ -52,6 +52,8 @@ def quiet(monkeypatch: Any) -> None:
     monkeypatch.setattr(sampler, "_said", set())
     monkeypatch.setattr(sampler, "is_worker", lambda argv: False)
     monkeypatch.setattr(sampler, "restarts_of", lambda units: dict.fromkeys(units, "3"))
+    states = {"NRestarts": "3", "ActiveState": "active"}
+    monkeypatch.setattr(sampler, "show", lambda properties, units: {"celery-worker@mail.service": states})
 
 
 def ended(pid: int, how: int = 0) -> bool:
@@ -1127,14 +1129,22 @@ def test_a_process_that_came_after_the_detail_has_its_pss_in_the_metrics(
 @pytest.mark.parametrize(
     ("argv", "info"),
     [
-        (["python", "celery", "--app=shop", "worker"], ("prefork", "celery", "")),
+        (["python", "celery", "--app=shop", "worker"], ("prefork", "", "")),
+        (["celery", "worker", "-Qgate", "-c4", "-Pgevent"], ("gevent", "gate", "4")),
+        (
+            ["celery", "worker", "-Q", "a'}\x1b[31m<!channel>\u202e,b", "--quiet"],
+            ("prefork", "a????31m??channel??,b", ""),
+        ),
         (["celery", "worker", "-Q", "mail,gate", "-P", "threads", "-c", "8"], ("threads", "gate,mail", "8")),
         # Of one option the last, as remediate.yml counts on.
         (["celery", "worker", "--queues=a", "--concurrency=2", "--queues=b"], ("prefork", "b", "2")),
         (["[celeryd: sales@w-1:MainProcess] -active- (worker --pool=solo --queues=sales)"], ("solo", "sales", "")),
         (["celery", "worker", "--queues"], ("prefork", "", "")),
-        (["celery", "worker", "--queues=" + "q" * 900], ("prefork", "q" * 200, "")),
-        ([], ("prefork", "celery", "")),
+        (
+            ["celery", "worker", "--queues=" + "q" * 90 + "," + "r" * 90 + "," + "s" * 90],
+            ("prefork", f"{'q' * 90},{'r' * 90}", ""),
+        ),
+        ([], ("prefork", "", "")),
     ],
 )
 def test_a_worker_is_described_by_what_it_was_started_with(argv: list[str], info: tuple[str, ...]) -> None:
@@ -1156,18 +1166,63 @@ def test_the_metrics_say_what_a_worker_consumes_and_how_much_it_did(root: Path, 
     one.beat(NOON)
     found = scrape(metrics.read_text())
     labels = 'concurrency="2",pool="prefork",queues="gate,mail",unit="celery-worker@mail.service"'
-    assert found[f"plimsoll_worker_info{{{labels}}}"] == 1 and found[done] == 12
+    # What was done before it was watched, is none of what it counts.
+    assert found[f"plimsoll_worker_info{{{labels}}}"] == 1 and found[done] == 0
     (tmp_path / "tasks" / str(main)).write_text("9\n")
     one.beat(NOON + 60)
-    assert scrape(metrics.read_text())[done] == 16
+    assert scrape(metrics.read_text())[done] == 4
     # What one that ended has done, stays done.
     other.kill()
     other.wait()
     one.beat(NOON + 120)
     (tmp_path / "tasks" / str(main)).write_text("10\n")
     one.beat(NOON + 180)
+    assert scrape(metrics.read_text())[done] == 5
+    # Another that begins has done all of it since.
+    new = start("sleep", "60").pid
+    (tmp_path / "tasks" / str(new)).write_text("3\n")
+    unit(root, "celery-worker@mail.service", main, new)
+    one.watcher.find(again=True)
+    one.beat(NOON + 240)
+    assert scrape(metrics.read_text())[done] == 8
     one.close()
-    assert scrape(metrics.read_text())[done] == 17
+
+
+def test_a_unit_that_systemd_has_given_up_is_seen_though_it_has_no_cgroup(
+    root: Path, sleeper: int, tmp_path: Path, monkeypatch: Any
+) -> None:
+    asked: list[list[str]] = []
+    gone = {"celery-worker@gone.service": {"NRestarts": "9", "ActiveState": "failed"}}
+    monkeypatch.setattr(sampler, "show", lambda properties, units: asked.append([*units]) or gone)
+    unit(root, "celery-worker@mail.service", sleeper)
+    metrics = tmp_path / "plimsoll.prom"
+    one = make(root)
+    one.metrics = sampler.Metrics(str(metrics))
+    one.beat(NOON)
+    one.beat(NOON + 2)
+    one.close()
+    found = scrape(metrics.read_text())
+    assert found['plimsoll_worker_failed{unit="celery-worker@gone.service"}'] == 1
+    assert found['plimsoll_worker_restarts_total{unit="celery-worker@gone.service"}'] == 9
+    # systemctl costs more than a sample.
+    assert asked == [["celery-worker@*.service"]]
+
+
+def test_page_cache_is_no_part_of_the_level(root: Path, sleeper: int, tmp_path: Path) -> None:
+    here = unit(root, "celery-worker@mail.service", sleeper)
+    for name, text in CGROUP_FILES.items():
+        (here / name).write_text(text)
+    (here / "memory.current").write_text(f"{100 << 20}\n")
+    (here / "memory.stat").write_text(
+        f"anon 1\ninactive_file {30 << 20}\nactive_file {9 << 20}\nslab_reclaimable {1 << 20}\n"
+    )
+    metrics = tmp_path / "plimsoll.prom"
+    one = make(root)
+    one.metrics = sampler.Metrics(str(metrics))
+    one.beat(NOON)
+    one.close()
+    found = scrape(metrics.read_text())
+    assert found['plimsoll_worker_memory_level_bytes{unit="celery-worker@mail.service"}'] == 60 << 20
 
 
 def test_the_acts_of_the_guard_are_in_the_metrics_whatever_its_file_holds(
@@ -1201,6 +1256,8 @@ def test_the_acts_of_the_guard_are_in_the_metrics_whatever_its_file_holds(
 
 def test_the_number_of_series_is_bounded(root: Path, sleeper: int, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(sampler, "MOST_UNITS", 3)
+    states = {f"celery-worker@w{number}.service": {"NRestarts": "0"} for number in range(5)}
+    monkeypatch.setattr(sampler, "show", lambda properties, units: states)
     for number in range(5):
         unit(root, f"celery-worker@w{number}.service", *([sleeper] if number == 4 else []))
     metrics = tmp_path / "plimsoll.prom"
@@ -1248,6 +1305,28 @@ def test_no_name_server_is_asked_for_the_address(monkeypatch: Any) -> None:
     sampler.Metrics(f"127.0.0.1:{port}")
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
         assert answer.status == 200
+
+
+def test_whoever_sends_a_byte_now_and_then_holds_up_one_scrape_for_seconds(monkeypatch: Any) -> None:
+    monkeypatch.setattr(sampler, "SCRAPE_S", 2.0)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    sampler.Metrics(f"127.0.0.1:{port}")
+    slow, over = socket.create_connection(("127.0.0.1", port)), threading.Event()
+
+    def drip() -> None:
+        with contextlib.suppress(OSError):
+            while not over.wait(0.5):
+                slow.send(b"G")
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    began = time.monotonic()
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+        assert answer.status == 200 and time.monotonic() - began < 6
+    over.set()
+    dripping.join()
+    slow.close()
 
 
 def test_whoever_connects_and_waits_holds_up_one_scrape_for_seconds(root: Path, monkeypatch: Any) -> None:

@@ -104,6 +104,9 @@ NONE_FOUND = ": no unit celery-worker@*.service and no command line of a Celery 
 MOST_UNITS = 200
 # Of a worker's command line and of the guard's counts, which others write.
 LONGEST_LABEL, MOST_ACTS_BYTES = 200, 1 << 20
+PLAIN = re.compile(r"[^A-Za-z0-9_.:@#/,-]")
+# systemd is asked for restarts and failures so often, seconds; and a scrape has so many to ask and be answered.
+ASK_EVERY_S, SCRAPE_S = 15.0, 5.0
 # Of the files that may be open: for what is held of units, and all that is opened for a moment.
 FILES_KEPT_FREE = 512
 # A process takes 20 KiB, half of it the kernel's for the files that are held: these fit into 64 MiB.
@@ -322,9 +325,10 @@ class Unit:
             return False
 
     def measure(self) -> None:
-        self.figures = self.take(self._read)
+        self.figures = self.take(self.read)
 
-    def _read(self, name: str) -> str:
+    def read(self, name: str) -> str:
+        """One of its memory controller's files; empty where it has none."""
         if name not in self.held or self.held[name].descriptor < 0:
             self.held[name] = Held(self.memory / name)
         return self.held[name].read()
@@ -1020,9 +1024,12 @@ class Metrics:
                                     processes that were there for longer than that: an indication, not a finding
     plimsoll_worker_memory_bytes, plimsoll_worker_memory_high_bytes, plimsoll_worker_memory_max_bytes
                                     {unit}        of its cgroup; no series for a limit that is not set
+    plimsoll_worker_memory_level_bytes            {unit}         memory_bytes without page cache and slab that the
+                                    kernel takes back, as the memory guard has it
     plimsoll_worker_memory_events_total           {unit, event}  high, max and oom_kill, since the unit started
     plimsoll_worker_memory_pressure_seconds_total {unit, kind}   some and full (PSI), since then
     plimsoll_worker_restarts_total                {unit}         systemd's NRestarts
+    plimsoll_worker_failed                        {unit}         1 where systemd has given it up, of celery-worker@*
     plimsoll_worker_tasks_total                   {unit}         finished by its processes, as they were seen
     plimsoll_worker_info            {unit, pool, queues, concurrency}   1: what its main process was started with
     plimsoll_guard_acts_total       {unit, act}   restart, would_restart and budget_spent of the memory guard
@@ -1040,6 +1047,10 @@ class Metrics:
         # Tasks by unit, and of each process how many of its own are among them.
         self.done: dict[str, int] = {}
         self.counted: dict[tuple[int, float], int] = {}
+        self.first = True
+        # What systemd says of each unit, and when it was asked in monotonic seconds.
+        self.shown: dict[str, dict[str, str]] = {}
+        self.asked = float("-inf")
         # Of each main process by its command line.
         self.started: dict[tuple[int, float, str], tuple[str, str, str]] = {}
         self.guard = GuardActs(GUARD_ACTS)
@@ -1070,6 +1081,7 @@ class Metrics:
             if name not in names:
                 if len(names) < MOST_UNITS:
                     names[name] = name
+                    done[name] = self.done.get(name, 0)
                 else:
                     name = ""
             if one.pss == "" and self.pss:
@@ -1087,8 +1099,10 @@ class Metrics:
             if one.tasks != "":
                 key = one.pid, one.start_time
                 counted[key] = int(one.tasks)
-                done[name] = done.get(name, 0) + max(0, counted[key] - self.counted.get(key, 0))
-        self.done, self.counted, self.started = done, counted, started
+                # What was done before this began, is no rise.
+                before = self.counted.get(key, counted[key] if self.first else 0)
+                done[name] = done.get(name, 0) + max(0, counted[key] - before)
+        self.done, self.counted, self.started, self.first = done, counted, started, False
         kinds = ("resident_memory_bytes", "proportional_memory_bytes", "swap_bytes", "processes")
         by_role = [
             GaugeMetricFamily(f"plimsoll_worker_{kind}", "See rss_sampler.py, Metrics", labels=["unit", "role"])
@@ -1108,7 +1122,16 @@ class Metrics:
         pressure = CounterMetricFamily(
             "plimsoll_worker_memory_pressure_seconds", "PSI since the unit started", labels=["unit", "kind"]
         )
+        level = GaugeMetricFamily(
+            "plimsoll_worker_memory_level_bytes", "Without what can be taken back", labels=["unit"]
+        )
         restarts = CounterMetricFamily("plimsoll_worker_restarts", "NRestarts of systemd", labels=["unit"])
+        failed = GaugeMetricFamily("plimsoll_worker_failed", "Whether systemd has given it up", labels=["unit"])
+        # Of those that do not run, too: a cgroup is gone with its processes.
+        for name, shown in itertools.islice(sorted(self.ask().items()), MOST_UNITS):
+            failed.add_metric([name], int(shown.get("ActiveState") == "failed"))
+            if shown.get("NRestarts", "").isdecimal():
+                restarts.add_metric([name], int(shown["NRestarts"]))
         for name in itertools.islice(sorted(units), MOST_UNITS):
             unit = units[name]
             for family, at in sizes:
@@ -1120,8 +1143,8 @@ class Metrics:
             for at, kind in enumerate(("some", "full"), 7):
                 if unit.figures[at] != "":
                     pressure.add_metric([name, kind], int(unit.figures[at]) / 1e6)
-            if unit.restarts != "":
-                restarts.add_metric([name], int(unit.restarts))
+            if unit.figures[0] != "":
+                level.add_metric([name], max(0, int(unit.figures[0]) * 1024 - spare(unit)))
         tasks = CounterMetricFamily("plimsoll_worker_tasks", "Tasks finished", labels=["unit"])
         for name, count in sorted(done.items()):
             tasks.add_metric([name], count)
@@ -1138,9 +1161,11 @@ class Metrics:
         self.families = [
             *by_role,
             *(family for family, _ in sizes),
+            level,
             events,
             pressure,
             restarts,
+            failed,
             tasks,
             described,
             acts,
@@ -1149,18 +1174,37 @@ class Metrics:
         ]
         self.publish()
 
+    def ask(self) -> dict[str, dict[str, str]]:
+        """NRestarts and ActiveState of the workers' units, not more often than every ASK_EVERY_S."""
+        if time.monotonic() - self.asked >= ASK_EVERY_S:
+            self.asked, self.shown = time.monotonic(), show("NRestarts,ActiveState", [UNIT_PATTERN])
+        return self.shown
+
+
+def spare(unit: Unit) -> int:
+    """Bytes of a unit that the kernel takes back before anything fails: memory_guard.py, observe()."""
+    stat = fields(unit.read("memory.stat"))
+    found = (stat.get(name, "0") for name in ("inactive_file", "active_file", "slab_reclaimable"))
+    return sum(int(value) for value in found if value.isdecimal())
+
 
 def started_with(argv: Sequence[str]) -> tuple[str, str, str]:
-    """Pool, queues and concurrency of a worker's command line, or Celery's own defaults; of one option the last."""
-    found = {"pool": "prefork", "queues": "celery", "concurrency": ""}
+    """Pool, queues and concurrency by a worker's command line; of one option the last. No queues where it names none,
+    as the application may then name them. A worker's user may write anything there: it becomes plain text, bounded."""
+    found = {"pool": "prefork", "queues": "", "concurrency": ""}
     # With setproctitle, billiard has them in brackets.
     words = " ".join(argv).rstrip(")").split()
     for at, word in enumerate(words):
         option, mark, value = word.partition("=")
         if name := WORKER_OPTIONS.get(option):
             found[name] = value if mark else next(iter(words[at + 1 : at + 2]), "")
-    queues = ",".join(sorted(filter(None, found["queues"].split(","))))
-    return found["pool"][:LONGEST_LABEL], queues[:LONGEST_LABEL], found["concurrency"][:LONGEST_LABEL]
+        elif word[:1] == "-" != word[1:2] and (name := WORKER_OPTIONS.get(word[:2])):
+            found[name] = word[2:]
+    plain = {name: PLAIN.sub("?", value) for name, value in found.items()}
+    queues = ",".join(sorted(filter(None, plain["queues"].split(","))))
+    if len(queues) > LONGEST_LABEL:
+        queues = queues[:LONGEST_LABEL].rpartition(",")[0]
+    return plain["pool"][:LONGEST_LABEL], queues, plain["concurrency"][:LONGEST_LABEL]
 
 
 class GuardActs:
@@ -1205,12 +1249,20 @@ def serve(where: str, application: Any) -> None:
             self.server_name, self.server_port = host, int(port)
             self.setup_environ()
 
+        def process_request(self, request: Any, client_address: Any) -> None:
+            """All of it within SCRAPE_S: whoever sends a byte now and then would hold up all others."""
+            limit = threading.Timer(SCRAPE_S, hang_up, (request,))
+            limit.daemon = True
+            limit.start()
+            try:
+                super().process_request(request, client_address)
+            finally:
+                limit.cancel()
+
         def handle_error(self, *_: object) -> None:
             """Whoever hung up is none of ours."""
 
     class Handler(WSGIRequestHandler):
-        timeout = 5
-
         def log_message(self, *_: object) -> None:
             """Not each scrape is worth a line."""
 
@@ -1221,6 +1273,11 @@ def serve(where: str, application: Any) -> None:
             server.handle_request()
 
     threading.Thread(target=serving, daemon=True).start()
+
+
+def hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def publicly(write: Callable[[], object]) -> None:
