@@ -20,6 +20,7 @@ from .numbered import UNIT
 
 FIRST = 900_000
 PATIENCE_S = 120
+CGROUP = f"/sys/fs/cgroup/celery.slice/{UNIT}"
 # Where the control node's node_exporter would be.
 COLLECT = "/run/plimsoll-e2e"
 # Not http.server's own main(), which asks name servers for minutes.
@@ -122,13 +123,17 @@ def test_a_leak_that_was_found_reaches_alertmanager_with_all_that_is_to_be_known
 
 
 def test_every_query_of_the_dashboard_is_answered_with_data(fleet: Fleet) -> None:
-    # A child that the kernel kills at MemoryMax, and a main process that systemd starts again.
-    fleet.on("demo-1", f"{IN_APP} -m boxoffice.numbers {FIRST} 3 --hog-mb=400 --rate=5")
+    # It is held at MemoryHigh for a moment; a child that the kernel kills at MemoryMax, before the guard can act; and a
+    # main process that systemd starts again, with its limits.
+    held = f"echo 60M > {CGROUP}/memory.high; sleep 3; echo max > {CGROUP}/memory.high"
+    fleet.on("demo-2", f"systemctl stop plimsoll-guard; {held}")
+    fleet.on("demo-1", f"{IN_APP} -m boxoffice.numbers {FIRST} 3 --hog-mb=500 --rate=5")
     kills = f'increase(plimsoll_worker_memory_events_total{{unit="{UNIT}",event="oom_kill"}}[2m]) > 0'
     wait_for("OOM kill", lambda: ask(fleet, kills)[0])
     fleet.on("demo-2", f"kill -9 $(systemctl show --value -p MainPID {UNIT})")
     restarts = f'increase(plimsoll_worker_restarts_total{{unit="{UNIT}"}}[2m]) > 0'
     wait_for("restart", lambda: ask(fleet, restarts)[0])
+    fleet.on("demo-2", "systemctl start plimsoll-guard")
     assert ("OOMKill", "critical") in told(fleet)
     asked = queries({"__rate_interval": "2m", "__range": "5m"})
     answers = ask(fleet, *(query for _, query in asked))
