@@ -385,7 +385,7 @@ def _leaks(leaks: Sequence[Mapping[str, Any]]) -> list[str]:
             named = ("host", "unit", "leak_class", *(("task", "line") if name == "info" else ()))
             labels = ",".join(f'{label}="{_escaped(one[label])}"' for label in named)
             if one[name] is not None:
-                lines.append(f"{full}{{{labels}}} {one[name]:g}")
+                lines.append(f"{full}{{{labels}}} {one[name]}")
     return lines
 
 

@@ -1340,7 +1340,10 @@ def test_whoever_connects_and_waits_holds_up_one_scrape_for_seconds(root: Path, 
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
         assert answer.status == 200
     assert 4 < time.monotonic() - began < 12
-    assert threading.active_count() == threads + 1
+    # Of none that waits is one left, nor of what bounds a request.
+    while threading.active_count() > threads + 1:
+        assert time.monotonic() - began < 20
+        time.sleep(0.05)
     idle[0].close()
 
 
