@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -162,6 +163,15 @@ class Fleet:
             if "qemu-system" in command and str(self.home) in command:
                 found.append(command)
         return found
+
+
+def wait_for(what: str, until: Callable[[], Any], patience_s: float = 120) -> Any:
+    """What until() finds at last, asked every few seconds. Raises AssertionError."""
+    deadline = time.monotonic() + patience_s
+    while not (found := until()):
+        assert time.monotonic() < deadline, f"no {what} in {patience_s} s"
+        time.sleep(2)
+    return found
 
 
 def free_port() -> int:

@@ -8,18 +8,17 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from plimsoll.dashboard import queries
 from plimsoll.scheduled import GOOD, State, leaks_of, metrics
 
-from .lab_fleet import IN_APP, Fleet
+from .lab_fleet import IN_APP, Fleet, wait_for
 from .numbered import UNIT
 
 FIRST = 900_000
-PATIENCE_S = 120
 CGROUP = f"/sys/fs/cgroup/celery.slice/{UNIT}"
 # Where the control node's node_exporter would be.
 COLLECT = "/run/plimsoll-e2e"
@@ -52,14 +51,6 @@ def ask(fleet: Fleet, *asked: str, at: float | None = None) -> list[Any]:
     script, given = (base64.b64encode(text.encode()).decode() for text in (ASK, json.dumps([at, asked])))
     said = fleet.on("demo-1", f'echo {given} | base64 -d | python3 -c "$(echo {script} | base64 -d)"')
     return [json.loads(line) for line in said.splitlines()]
-
-
-def wait_for(what: str, until: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := until()):
-        assert time.monotonic() < deadline, f"no {what} in {PATIENCE_S} s"
-        time.sleep(3)
-    return found
 
 
 def told(fleet: Fleet, *options: str) -> dict[tuple[str, str], dict[str, Any]]:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import time
-from collections.abc import Callable
-from typing import Any
 
-from .lab_fleet import Fleet
+from .lab_fleet import Fleet, wait_for
 from .numbered import PID, UNIT
 
 SAMPLER = "plimsoll-sampler.service"
 SAMPLES = "/var/log/plimsoll/samples"
 CGROUP = f"/sys/fs/cgroup/celery.slice/{UNIT}"
-PATIENCE_S = 120
 
 
 def newest(fleet: Fleet, kind: str, lines: int = 60) -> list[dict[str, str]]:
@@ -23,14 +19,6 @@ def newest(fleet: Fleet, kind: str, lines: int = 60) -> list[dict[str, str]]:
         "demo-2", f"cd {SAMPLES} && last=$(ls -t {kind}-*.csv | head -n 1) && head -n 1 $last && tail -n {lines} $last"
     )
     return [row for row in csv.DictReader(shown.splitlines()) if row["timestamp"] != "timestamp"]
-
-
-def wait_for(what: str, until: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := until()):
-        assert time.monotonic() < deadline, f"no {what} in {PATIENCE_S} s"
-        time.sleep(2)
-    return found
 
 
 def test_it_runs_as_a_user_of_its_own_with_one_right_and_little_memory(fleet: Fleet) -> None:
