@@ -43,6 +43,7 @@ LIVES_OF_PROOF = 3
 RESTARTS = ("always", "on-failure", "on-abnormal")
 # After which a restart is not told any more to be that of a recycle whose run was interrupted, seconds.
 RECOVERED_S = 900.0
+KEPT = "it is cordoned, and kept for inspection; a restart ends that"
 # Of what a host says of a worker, characters.
 LONGEST_TEXT, MOST_WORKERS = 16384, 1000
 # systemd that has RuntimeRandomizedExtraSec, and how much of it is at random, so that a fleet does not restart at once.
@@ -221,10 +222,13 @@ def plan(
     going = {(act["host"], act["unit"]) for act in back["acts"]}
     silent = {one["host"]: one["reason"] for one in document["hosts"] if not one["collected"]}
     cordoned = set(policy.cordon)
+    # Told whatever the findings say of them by now: a worker that takes no task grows no more.
+    kept = {name for name, one in had.items() if _kept(one, states.get(name[0], {}), name[1])}
+    told += [{"host": host, "unit": unit, "why": KEPT} for host, unit in sorted(kept - going)]
     for one in document["workers"]:
         host, unit = one["host"], one["unit"]
         mine = had.get((host, unit), Known())
-        if (host, unit) in going:
+        if (host, unit) in going | kept:
             continue
         named = f"{host}:{short(unit)}" in cordoned
         tight = _tight(one, sold)
@@ -250,10 +254,9 @@ def plan(
         for host, reason in silent.items()
         if host in declared
     ]
-    gone = {name for name, one in had.items() if _kept(one, states.get(name[0], {}), name[1])}
     traces = _traces(document, declared, states, policy, traced or {}, now) if TRACE in policy.acts else []
     every = [*back["acts"], *acts], [*back["told"], *told]
-    return _made(document["generated"], *every, declared, states, policy, gone, traces)
+    return _made(document["generated"], *every, declared, states, policy, kept, traces)
 
 
 def _traces(
@@ -590,8 +593,6 @@ def _choose(worker: _Worker, now: float) -> Act | str:
     """The act for a worker that leaks, or why there is none."""
     one, mine = worker.found, worker.known
     last = datetime.fromisoformat(one["last_sample"]).timestamp()
-    if cordoned := _cordoned(worker):
-        return cordoned
     if mine.open and mine.act is not None:
         left = mine.act["time"] + mine.act["prove_s"] - now
         when = f"in {span(left / 3600)}" if left > 0 else "with the next logs that tell"
@@ -745,14 +746,8 @@ def _allocator(worker: _Worker) -> Act | None:
     return _act(worker, ALLOCATOR, settings, f"{_growth(worker.found)}: free memory that malloc keeps", effect, risk)
 
 
-def _cordoned(worker: _Worker) -> str:
-    """That it is kept for inspection already; empty where it is not."""
-    kept = _kept(worker.known, {"workers": [worker.state]}, worker.found["unit"])
-    return "it is cordoned, and kept for inspection; a restart ends that" if kept else ""
-
-
-def _cordon(worker: _Worker) -> Act | str:
-    return _cordoned(worker) or _act(
+def _cordon(worker: _Worker) -> Act:
+    return _act(
         worker,
         CORDON,
         [],

@@ -29,7 +29,8 @@ def test_a_restart_by_the_guard(fleet: Fleet) -> None:
     under_load(fleet, ROWS, "restart by the guard", True, options="--keep-kb=6144")
     assert fleet.on("demo-2", PID) != before
     acts = [json.loads(line) for line in fleet.on("demo-2", "cat /var/log/plimsoll/guard/acts.jsonl").splitlines()]
-    assert acts[0]["unit"] == UNIT and "MemoryHigh" in acts[0]["reason"], acts
+    # The last: it may have had to act in the files before.
+    assert acts[-1]["unit"] == UNIT and "MemoryHigh" in acts[-1]["reason"], acts
     assert "oom_kill 0" in fleet.on("demo-2", f"cat {CGROUP}/memory.events")
 
 

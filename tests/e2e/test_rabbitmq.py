@@ -6,6 +6,7 @@ demo-1 becomes the broker, and demo-2 has the worker. Numbers are still counted 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,15 +25,16 @@ def load(fleet: Fleet, *args: Any, **more: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def changes(fleet: Fleet) -> dict[str, Any]:
+def changes(fleet: Fleet) -> Iterator[dict[str, Any]]:
     """The inventory's groups as they are to be, and what is set besides."""
     plugin = fleet.inventory / "linode_fleet.yml"
-    groups = {"redis_broker": "linode_index == 1", "rabbitmq_broker": "linode_index == 1"}
-    declared = {**yaml.safe_load(plugin.read_text()), "groups": {**groups, "celery_workers": "linode_index == 2"}}
-    plugin.write_text(yaml.safe_dump(declared))
+    had = plugin.read_text()
+    declared = yaml.safe_load(had)
+    groups = {"rabbitmq_broker": "linode_index == 1", "celery_workers": "linode_index == 2"}
+    plugin.write_text(yaml.safe_dump({**declared, "groups": {**declared["groups"], **groups}}))
     password = (fleet.home / "lab" / "redis_password").read_text().split()[0]
     address = "{{ hostvars['demo-1']['linode_private_ipv4'] }}"
-    return {
+    yield {
         "rabbitmq_broker_password": "one-password-of-many",
         "rabbitmq_broker_bind": "{{ [linode_private_ipv4] }}",
         # demo-1 has 1 GiB, and an idle worker and Redis on it.
@@ -45,6 +47,8 @@ def changes(fleet: Fleet) -> dict[str, Any]:
             "BOXOFFICE_LEDGER": f"redis://:{password}@{address}:6379/0",
         },
     }
+    # As before for whatever comes next.
+    plugin.write_text(had)
 
 
 def deploy(fleet: Fleet, changes: dict[str, Any], *options: str) -> dict[str, tuple[int, int]]:
@@ -93,7 +97,3 @@ def test_a_new_password_reaches_broker_and_workers_in_one_run(fleet: Fleet, chan
     assert fleet.on("demo-2", PID) != before
     old = "rabbitmqctl -q authenticate_user celery one-password-of-many"
     assert fleet.lab("ssh", "demo-1", old).code != 0
-    # The inventory's groups are as before for whatever comes next.
-    plugin = fleet.inventory / "linode_fleet.yml"
-    groups = {"redis_broker": "linode_index == 1", "celery_workers": "true"}
-    plugin.write_text(yaml.safe_dump({**yaml.safe_load(plugin.read_text()), "groups": groups}))

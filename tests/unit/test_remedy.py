@@ -292,6 +292,8 @@ def test_what_a_person_wants_kept_is_cordoned() -> None:
     assert told == {("w-9:gone", ""): "remediation_cordon names it, and the findings do not"}
     done = {**planned([act], NOW - 60)[0], "event": "done"}
     assert "it is cordoned, and kept for inspection" in why(leaks(), log=[done])
+    # One that takes no task does not grow any more, and is kept all the same.
+    assert "it is cordoned, and kept for inspection" in why(leaks(leaking=False, pattern="plateau"), log=[done])
     # Once, until it is restarted.
     again = replace(POLICY, cordon=("w-1:gate",))
     assert "it is cordoned" in why(leaks(), log=[done], policy=again)
