@@ -57,13 +57,12 @@ windows:
   returned: always
 """
 
-import select
-import signal
 import subprocess
 import time
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils.plimsoll.calloff import CallOff
 from ..module_utils.plimsoll.window import MAX_FRAMES, MAX_WINDOW_S, Outcome, directories, refusal, trace
 
 SPEC = {
@@ -71,28 +70,6 @@ SPEC = {
     "window_s": {"type": "int", "default": 60},
     "frames": {"type": "int", "default": 1},
 }
-STDOUT = 1
-
-
-class CallOff:
-    """Why to end at once: a signal, or that nobody reads what this prints. Empty while there is no reason."""
-
-    def __init__(self):
-        self.why = ""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # Noted and no more: what is under way ends in order.
-            signal.signal(number, self.note)
-
-    def note(self, number, _):
-        self.why = f"called off by {signal.Signals(number).name}"
-
-    def __call__(self):
-        # sshd sends no signal where the controller is gone, and closes the pipe that this prints to.
-        poll = select.poll()
-        poll.register(STDOUT, 0)
-        if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
-            self.why = self.why or "called off, as the controller is gone"
-        return self.why
 
 
 def show(units):

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, canaries, linode, proof, query, remedy, remedylog, report, scheduled
+from . import __version__, canaries, linode, proof, query, remedy, remedylog, report, scheduled, soakrun, sources
 from .files import write_whole
 from .findings import Before, Findings, changes, findings, stamp
 from .formats import HostData, InputError, files_of, read_host
 from .lines import STDIN, name_of
+from .mends import Checked
 from .remedylog import WORSE
 from .series import Worker, workers_of
 from .store import CURSORS, DAY, HOSTS, Host, ingest, read_hosts
@@ -95,15 +96,21 @@ def _name(root: Path) -> str:
 
 
 def analyse(given: argparse.Namespace) -> int:
-    document = judge(given.paths, given.format, given.out)
+    document = judge(given.paths, given.format, given.out, sources.checked(given.source) if given.source else [])
     return LEAKS if given.fail_on == "leaking" and document["fleet"]["leaking"] else DONE
 
 
-def judge(paths: Sequence[Path], form: str, out: Path | None, quiet: bool = False) -> Findings:
-    """The findings of what is at the paths, said as text, json or html, and left in out with the report."""
+def judge(
+    paths: Sequence[Path], form: str, out: Path | None, checked: Sequence[Checked] = (), quiet: bool = False
+) -> Findings:
+    """The findings of what is at the paths, said as text, json or html, and left in out with the report.
+
+    checked: what the static checks say of the application's source, beside what a store keeps of that.
+    """
     before = _before(out / "findings.json") if out else None
+    every = [*checked, *(one for path in paths if path != STDIN for one in sources.kept(path))]
     # The table has the notes in it.
-    document, verdicts = findings(read(paths, form != "text"), time.time(), before, _remedies(paths))
+    document, verdicts = findings(read(paths, form != "text"), time.time(), before, _remedies(paths), every)
     page = report.html(document, verdicts) if form == "html" or out else ""
     if out:
         out.mkdir(parents=True, exist_ok=True)
@@ -140,7 +147,8 @@ def stand(store: Path, out: Path) -> bool:
     By times of modification, as make goes: the page is newer than what the store has of every host and than the code,
     and of this day, as a day that is over may take what is too old with it; and as many hosts were reached as then.
     """
-    made = [*(store / CURSORS).glob("*.json"), *store.glob(remedylog.LOG), *Path(__file__).parent.glob("*.*")]
+    made = [*(store / CURSORS).glob("*.json"), *store.glob(remedylog.LOG), *store.glob(sources.CHECKS)]
+    made += Path(__file__).parent.glob("*.*")
     try:
         judged = (out / REPORT).stat().st_mtime
         if judged // DAY != time.time() // DAY or judged <= max(one.stat().st_mtime for one in made):
@@ -246,6 +254,8 @@ def take_in(given: argparse.Namespace) -> int:
     bounds = {"max_bytes": given.max_bytes, "keep_days": given.keep_days, "keep_rollups_days": given.keep_rollups_days}
     _, notes = ingest(given.inbox, given.store, asked["fleet"], asked["hosts"], **bounds, now=time.time())
     _note(notes)
+    if given.source:
+        _note(sources.keep(given.source, given.store))
     # In the same process: a second one would take as long to start as ten hosts take to judge.
     if not stand(given.store, given.out):
         judge([given.store], "text", given.out)
@@ -435,6 +445,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=what)
     one.add_argument("--format", choices=["text", "json", "html"], default="text", help="of standard output: text")
     one.add_argument("--out", type=Path, metavar="DIR", help="write findings.json and report.html there")
+    source = "the application's: what plimsoll.lint says there of a line that leaks is told with it"
+    one.add_argument("--source", type=Path, metavar="DIR", help=source)
     one.add_argument("--fail-on", choices=["leaking"], help="exit with 3 when a worker leaks")
     one.set_defaults(run=analyse)
     two = verbs.add_parser("ingest", help="take collected bundles into the store, and judge (collect.yml does)")
@@ -444,6 +456,7 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--keep-days", type=_days, required=True, help="of samples, figures and trace records")
     two.add_argument("--keep-rollups-days", type=_days, required=True, help="of rollups, events and units")
     two.add_argument("--out", type=Path, required=True, metavar="DIR", help="write findings.json and report.html there")
+    two.add_argument("--source", type=Path, metavar="DIR", help=source)
     two.set_defaults(run=take_in)
     three = verbs.add_parser("canaries", help="say which workers to trace (diagnose.yml does)")
     three.add_argument("findings", type=Path, metavar="FINDINGS.JSON")
@@ -489,6 +502,7 @@ def parser() -> argparse.ArgumentParser:
     nine.set_defaults(run=prove)
     ten = verbs.add_parser("dashboard", help="print the dashboard for Grafana, as JSON")
     ten.set_defaults(run=dashboard)
+    soakrun.add_parser(verbs)
     return top
 
 

@@ -15,6 +15,7 @@ from .detect import WARM_SHARE, Pattern, Verdict, judge
 from .diagnose import Advice, Culprit, Hold, Kind, advice, culprits, holds, leak_class
 from .diagnose import evidence as traced
 from .formats import HostData, Incident, Trace, printable
+from .mends import Checked, Mend, mends, of_kind
 from .remedylog import CONTAINED, Remedy
 from .samples import MOST_INCIDENTS
 from .series import Worker, workers_of
@@ -36,6 +37,7 @@ INCIDENT_LENGTH = 160
 class Finding(TypedDict):
     """One worker. growth_* in KiB an hour with its 95 % interval, level and limits in KiB; None where not known.
 
+    checks: symbols of the static checks that find leaks of this kind; mends: what they say of the code that is blamed.
     grows_in: main or child, where most of the growth of a leak is; begins_kb what a process of those holds once it has
     warmed up. last_sample is ISO 8601, UTC.
 
@@ -72,6 +74,8 @@ class Finding(TypedDict):
     holds: list[Hold]
     evidence: list[str]
     advice: Advice | None
+    checks: list[str]
+    mends: list[Mend]
     remedy: Remedy | None
 
 
@@ -129,11 +133,12 @@ def findings(
     now: float,
     before: Before | None = None,
     remedies: Mapping[tuple[str, str], Remedy] | None = None,
+    checked: Sequence[Checked] = (),
 ) -> tuple[Findings, list[Verdict]]:
     """The document and, in the same order, the verdicts that it was made of. now in Unix seconds.
 
     read may read as it goes: of each host no more than its series is kept. before is what the last findings said,
-    remedies what was done to each worker (host, unit).
+    remedies what was done to each worker (host, unit), checked what the static checks say of the application's source.
     """
     done = remedies or {}
     found: list[tuple[Finding, Verdict]] = []
@@ -145,6 +150,7 @@ def findings(
             records = [one for one in traces if one.get("unit") == unit]
             finding = _finding(verdict, records, [one for one in incidents if one.unit == unit])
             _remedied(finding, done.get((finding["host"], unit)))
+            finding["mends"] = mends(finding["culprits"], finding["holds"], checked)
             found.append((finding, verdict))
     found.sort(key=lambda one: _urgency(one[0]))
     workers = [finding for finding, _ in found]
@@ -357,6 +363,8 @@ def _finding(verdict: Verdict, traces: Iterable[Trace], incidents: Iterable[Inci
         "holds": holds(records) if told else [],
         "evidence": evidence,
         "advice": advice(kind),
+        "checks": of_kind(kind),
+        "mends": [],
         "remedy": None,
     }
 

@@ -170,9 +170,13 @@ def blame(one: Culprit) -> str:
 
 
 def advised(one: Finding) -> list[str]:
-    """The kind of the leak and what to do, where that is known."""
+    """The kind of the leak and what to do, where that is known; and what the static checks say of the very code."""
     advice = one["advice"]
-    return [f"{one['leak_class'].replace('_', ' ')}: {advice['text']} ({advice['link']})"] if advice else []
+    kind = [f"{one['leak_class'].replace('_', ' ')}: {advice['text']} ({advice['link']})"] if advice else []
+    return [
+        *(f"mend {mend['file']}:{mend['line']}: {mend['message']} ({mend['symbol']})" for mend in one["mends"]),
+        *kind,
+    ]
 
 
 def state(one: Finding) -> str:

@@ -11,6 +11,9 @@ import plimsoll.findings
 import pytest
 from plimsoll.findings import Before, findings
 from plimsoll.formats import MAX_COUNT, CgroupSample, HostData, Incident, Sample
+from plimsoll.lint.catalogue import CACHE
+from plimsoll.lint.run import Found
+from plimsoll.report import html, text
 from plimsoll.store import Host
 
 T0 = 1_763_942_400
@@ -159,6 +162,19 @@ def test_leaks_come_first_and_those_with_the_least_time_left_before_others() -> 
     ]
     assert document["fleet"]["leaking"] == 4
     assert [one["host"] for one in document["hosts"]] == ["b", "a", "c"]
+
+
+def test_a_line_that_the_checks_know_carries_its_mend() -> None:
+    data = HostData("w-1", samples(GATE, 2000), [], records(GATE))
+    known = Found(Path("tasks.py"), 9, None, CACHE, "_seen is a cache without a bound; give it one", "_seen", "", "")
+    document, verdicts = findings([(up("w-1"), data)], T0, checked=[known])
+    jsonschema.validate(json.loads(json.dumps(document)), SCHEMA)
+    (one,) = document["workers"]
+    assert [(mend["symbol"], mend["file"], mend["line"]) for mend in one["mends"]] == [(CACHE, "tasks.py", 9)]
+    assert CACHE in one["checks"] and "cached-method" not in one["checks"]
+    said = " ".join(text(document, verdicts).split())
+    assert f"mend tasks.py:9: _seen is a cache without a bound; give it one ({CACHE})" in said
+    assert "mend tasks.py:9: _seen" in html(document, verdicts)
 
 
 def test_what_changed_since_the_last_findings() -> None:
