@@ -998,8 +998,7 @@ def test_syntax_of_3_12() -> None:
         "def f():\n    def f():\n        return f()\n    return f()\n@f\n@f()\ndef g(): g()\n",
         "(lambda: (yield))()\n[x for x in [y for y in x]]\nx[1:2, ::3] = x[...] = 1\ndel x[0], x.y, x\n",
         "try:\n    pass\nexcept* ValueError as group:\n    raise\n",
-        "class M(type):\n    def __new__(cls, *a): return super().__new__(cls, *a)\n"
-        "class T(metaclass=M): x = property(M)\n",
+        "class M(type):\n    def __new__(cls, *a): return super().__new__(cls, *a)\nclass T(metaclass=M): x = M\n",
         "@shared_task\ndef f():\n" + "".join(f"{' ' * (n + 1)}if f:\n" for n in range(60)) + " " * 62 + "f()\n",
         "x = " + "+".join(["1"] * 150) + "\n",
         "from celery import Task\nclass Run(Task):\n    run = lambda self: open('x')\n    [open(n) for n in ()]\n",

@@ -1043,7 +1043,10 @@ def test_the_last_sample_is_in_a_file_for_node_exporter(root: Path, start: Any, 
     for name, text in CGROUP_FILES.items():
         (here / name).write_text(text)
     marker = f"mark-{os.getpid()}"
-    start("sh", "-c", "sleep 60; :", marker)
+    shell = psutil.Process(start("sh", "-c", "sleep 60; :", marker).pid)
+    # Which is counted with what it starts.
+    while not shell.children():
+        time.sleep(0.001)
     metrics = tmp_path / "plimsoll.prom"
     one = make(root, match=marker)
     one.metrics = sampler.Metrics(str(metrics))
