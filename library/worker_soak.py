@@ -77,13 +77,14 @@ soak:
 
 import collections
 import json
+import os
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.plimsoll.calloff import CallOff
 from ..module_utils.plimsoll.soakbench import Trouble
-from ..module_utils.plimsoll.soakhost import Asked, soak
+from ..module_utils.plimsoll.soakhost import Asked, check, soak
 
 SPEC = {
     "app": {"type": "str", "required": True},
@@ -99,6 +100,8 @@ SPEC = {
 
 def main():
     module = AnsibleModule(SPEC, supports_check_mode=True)
+    # The workers' user reads what is written here.
+    os.umask(0o022)
     given = module.params
     asked = Asked(
         given["app"],
@@ -117,6 +120,7 @@ def main():
         times = "".join(f"{name}: {count} times at most\n" for name, count in sent.items())
         diff = {"before": "", "after": f"{times}for {plan.seconds:g} s at most, in a worker of its own\n"}
         if module.check_mode:
+            check(asked)
             module.exit_json(changed=True, diff=diff)
         module.exit_json(changed=True, diff=diff, soak=soak(asked, CallOff()))
     except (Trouble, OSError) as error:

@@ -68,7 +68,9 @@ def of_kind(kind: Kind) -> list[str]:
 
 
 def _blamed(culprit: Culprit, one: Checked) -> bool:
-    places = [(culprit["file"], culprit["line"])]
+    # A file of a package may end as one of the application's does.
+    ours = culprit["package"] in (None, "application")
+    places = [(culprit["file"], culprit["line"])] if ours else []
     if culprit["caller"]:
         file, _, line = culprit["caller"].rpartition(":")
         places.append((file, int(line) if line.isdecimal() else None))

@@ -33,7 +33,8 @@ ROW = 9
 BUDGET_KB = 256.0
 # Settings of Celery that are the soak's own.
 _OURS = re.compile(
-    r"(?i)broker_|task_routes$|task_queues$|task_default_queue$|task_always_eager$|include$|imports$|worker_state_db$"
+    r"(?i)broker_|task_(routes|queues|default_(queue|exchange|exchange_type|routing_key)|always_eager)$"
+    r"|include$|imports$|worker_state_db$"
 )
 _NUMBER = re.compile(r"\{n(?:%([1-9]\d{0,8}))?\}")
 _UUID = "{uuid}"
@@ -499,9 +500,10 @@ class Judge:
     """Takes the records as they come, and says of each task as soon as it can be said.
 
     A task is looked at when plan.runs of its runs were measured, and then each time that they are twice as many; of
-    those, the last half is judged, which the look before has not seen. Of the chance to be wrong, ERROR, each task of
-    the file has an equal share, and each look half of what is left of that: so all looks at all of them together have
-    no more (Boole's inequality; to spend it so is what Lan and DeMets, Biometrika 70 (1983), call a spending function).
+    those, the last half is judged, which the look before has not seen. Of the chance to be wrong, ERROR, the tasks of
+    the file have one half, each the same, and the others that come the other half; and each look at a task half of what
+    is left of its share: so all looks at all of them together have no more (Boole's inequality; to spend it so is what
+    Lan and DeMets, Biometrika 70 (1983), call a spending function).
     """
 
     def __init__(self, plan: Plan, budget: Mapping[str, float]) -> None:
@@ -555,21 +557,28 @@ class Judge:
             self._judge(name, one, one.growths, seconds)
         elif gained >= one.much and len(one.every) >= 2 * PARTS:
             one.much = 2 * gained
-            self._judge(name, one, one.every, seconds)
+            self._judge(name, one, one.every, seconds, early=True)
 
-    def _judge(self, name: str, one: _Seen, growths: Sequence[float], seconds: float) -> None:
+    def _judge(self, name: str, one: _Seen, growths: Sequence[float], seconds: float, early: bool = False) -> None:
+        """early: of runs that are not warm, which tell of a leak and not that there is none."""
         one.looks += 1
         last = growths[len(growths) // 2 :]
         one.judged = round(len(last) * one.measured / len(one.every))
-        one.confidence = 1 - ERROR / len(self.plan.tasks) / 2**one.looks
+        one.confidence = 1 - self._share(name) / 2**one.looks
         one.found = found = interval(last, one.confidence)
         budget = self.budget.get(name, self.budget[""])
-        if found.high <= budget:
+        if found.high <= budget and not early:
             one.verdict, one.why = PASS, f"within {budget:g} KiB per 1,000 tasks"
         elif found.low > budget:
             one.verdict, one.why = FAIL, f"above {budget:g} KiB per 1,000 tasks"
         if one.verdict:
             one.decided_s = seconds
+
+    def _share(self, name: str) -> float:
+        """Of ERROR: half for the tasks of the file, alike; the kth of others half of what those before it left."""
+        if name in self.plan.tasks:
+            return ERROR / 2 / len(self.plan.tasks)
+        return ERROR / 2 * 0.5 ** (list(self.tasks).index(name) - len(self.plan.tasks) + 1)
 
     def decided(self) -> list[str]:
         """Those that need not run any more."""
@@ -586,7 +595,7 @@ class Judge:
             if not one.verdict and one.looked and one.cold > 1.25 * one.looked:
                 self._judge(name, one, one.growths, seconds)
             if not one.verdict:
-                one.verdict, one.why = UNDECIDED, self._missing(one)
+                one.verdict, one.why = UNDECIDED, self._missing(one, planned)
             found = one.found
             told.append(
                 Verdict(
@@ -612,9 +621,14 @@ class Judge:
             )
         return told
 
-    def _missing(self, one: _Seen) -> str:
+    def _missing(self, one: _Seen, planned: bool) -> str:
         if self.refused:
             return self.refused
+        if not planned:
+            return (
+                f"it ran {one.ran} times, and too seldom several times in a row to be judged: name it in the tasks"
+                " file, so that it is sent by itself"
+            )
         if one.found is None:
             return (
                 f"{one.cold} runs were measured after the warm ones, and the first look takes {self.plan.runs}: raise"
@@ -658,12 +672,18 @@ def _draw(one: _Seen, growth: float) -> None:
             one.curve, one.step = one.curve[1::2], 2 * one.step
 
 
-def whole(verdicts: Iterable[Verdict]) -> str:
-    """Of the gate: it fails with any task, and is decided where each task of the file is."""
+def whole(verdicts: Iterable[Mapping[str, Any]], worker: Mapping[str, Any]) -> str:
+    """Of the gate: it fails with any task, and is decided where each task of the file is.
+
+    Nor is it decided where the worker as a whole, by figures(), gained more than a task may that others have sent, and
+    that could not be judged: it may have been that one.
+    """
     every = list(verdicts)
     if any(one["verdict"] == FAIL for one in every):
         return FAIL
-    return UNDECIDED if any(one["planned"] and one["verdict"] == UNDECIDED for one in every) else PASS
+    grew = worker.get("used_kb_per_1000_tasks", 0.0)
+    open_ = [one for one in every if one["verdict"] == UNDECIDED and (one["planned"] or grew > one["budget_kb"])]
+    return UNDECIDED if open_ else PASS
 
 
 class Compared(TypedDict):

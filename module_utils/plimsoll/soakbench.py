@@ -41,6 +41,8 @@ TAIL, TAIL_BYTES = 15, 1 << 16
 # Of a file that is read again and again, bytes at a time; of one that says a word, in all.
 MOST_BYTES, MOST_WORD_BYTES = 8 << 20, 1 << 16
 
+# Folders that the programs write to. What they lie in is not theirs, so that none can become a link.
+THEIRS = ("said", "records", "trace", "tasks", "queue", "control")
 LEFT = "the soak's queue may still be there"
 
 
@@ -91,8 +93,10 @@ class Bench:
         """A worker that takes tasks, and a sender of these lines. Raises Trouble where it does not come up."""
         setting, plan = self.setting, self.plan
         folder = setting.folder / str(next(self.number))
-        for name in ("queue", "control", "records", "trace", "windows", "tasks"):
+        for name in (*THEIRS, "windows"):
             (folder / name).mkdir(parents=True)
+            if name in THEIRS:
+                self.launch.own(folder / name)
         # Nobody else is to take these, nor is this worker to take anybody else's.
         queue = setting.queue if setting.embedded else f"{setting.queue}-{os.urandom(6).hex()}"
         asked = {
@@ -110,8 +114,6 @@ class Bench:
         (folder / "plan.json").write_text(json.dumps(asked))
         with (folder / "schedule.jsonl").open("w") as out:
             out.writelines(lines)
-        for path in (folder, *folder.iterdir()):
-            self.launch.own(path)
         environ = {
             **setting.environ,
             "PYTHONUNBUFFERED": "1",
@@ -130,7 +132,7 @@ class Bench:
             yield pair
         finally:
             pair.end()
-            if not setting.embedded and (folder / "ready").exists():
+            if not setting.embedded and (folder / "said" / "ready").exists():
                 self.say(pair.clean(queue))
 
     def run(self, judge: Judge, lines: Sequence[str]) -> dict[str, Any]:
@@ -222,7 +224,7 @@ class Pair:
     def start(self) -> None:
         self._start("worker")
         deadline = time.monotonic() + START_S
-        while not (self.folder / "ready").exists():
+        while not (self.folder / "said" / "ready").exists():
             if self.processes["worker"].poll() is not None:
                 raise Trouble(self._ended("worker"))
             if time.monotonic() >= deadline:
@@ -246,7 +248,7 @@ class Pair:
         return status is None
 
     def _ended(self, name: str) -> str:
-        trouble = _word(self.folder / "trouble")
+        trouble = _word(self.folder / "said" / "trouble")
         if trouble:
             return trouble
         who = {"worker": "the worker", "send": "the sender of tasks"}[name]
@@ -261,7 +263,7 @@ class Pair:
         return "; its last lines:\n" + "\n".join(f"    {one}" for one in lines) if lines else ""
 
     def sent(self) -> dict[str, Any]:
-        told = json.loads(_word(self.folder / "sent.json") or "{}")
+        told = json.loads(_word(self.folder / "said" / "sent.json") or "{}")
         return {"sent": 0, "left_out": 0, "over": "", **told}
 
     def end(self) -> None:

@@ -6,6 +6,7 @@ there, and run its release by its broker.
 
 from __future__ import annotations
 
+import os
 import pwd
 import shutil
 import subprocess
@@ -45,13 +46,13 @@ class Units:
                 f"EnvironmentFile={ENVIRONMENT_FILE}",
                 "KillMode=mixed",
                 f"TimeoutStopSec={END_S:.0f}",
-                # The limits are those of a worker, and the sender is none.
-                *(self.properties if name == "worker" else ()),
+                # The sender is no worker. Where memory is short, this one goes before those that are deployed.
+                *((*self.properties, "OOMScoreAdjust=1000") if name == "worker" else ()),
             )
         ]
-        # No secret is among these: those are in the environment file.
-        given += [f"--setenv={key}={value}" for key, value in environ.items()]
         words = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--unit={_unit(name)}", *given, "--"]
+        # Not by --setenv, which the environment file comes after. No secret is among these: those are in that file.
+        words += ["/usr/bin/env", *(f"{key}={value}" for key, value in environ.items())]
         return subprocess.Popen(
             [*words, str(self.python), str(self.program), name, str(folder)],
             stdin=subprocess.DEVNULL,
@@ -61,11 +62,11 @@ class Units:
         )
 
     def stop(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        if process.poll() is None:
-            _systemctl("stop", "--", _unit(name))
+        # Also where systemd-run has ended, which may have been killed. Not loaded any more is no trouble.
+        _systemctl("stop", "--", _unit(name))
 
     def own(self, path: Path) -> None:
-        shutil.chown(path, self.user)
+        os.chown(path, pwd.getpwnam(self.user).pw_uid, -1, follow_symlinks=False)
 
 
 def _unit(name: str) -> str:
@@ -82,6 +83,11 @@ def properties_of(unit: str) -> tuple[str, ...]:
     found = dict(one.split("=", 1) for one in shown.splitlines() if "=" in one)
     if found.get("LoadState") != "loaded":
         raise Trouble(f"{unit} is not on this host, though the inventory declares it; run playbooks/deploy.yml")
+    if found.get("MemoryMax", "") in NO_LIMIT:
+        raise Trouble(
+            f"{unit} has no MemoryMax here, so nothing would end a leak: where it is new in the inventory, run"
+            " playbooks/deploy.yml"
+        )
     return tuple(f"{name}={found[name]}" for name in LIMITS if found.get(name, "") not in NO_LIMIT)
 
 
@@ -120,6 +126,22 @@ class Asked:
             raise Trouble(f"soak_budget: {error}") from error
 
 
+def check(asked: Asked) -> Units:
+    """Whether a soak could begin now. Raises Trouble."""
+    current = asked.home / "current"
+    try:
+        pwd.getpwnam(asked.user)
+    except KeyError:
+        raise Trouble(f"there is no user {asked.user} on this host; run playbooks/deploy.yml") from None
+    limits = properties_of(asked.unit)
+    if FOLDER.exists():
+        raise Trouble(
+            "another soak is under way on this host, or was killed: see `systemctl status 'plimsoll-soak-*'`, and"
+            f" remove {FOLDER}"
+        )
+    return Units(current / "venv" / "bin" / "python", asked.program, asked.user, current / "app", limits)
+
+
 def soak(asked: Asked, call_off: Callable[[], str]) -> dict[str, Any]:
     """What `plimsoll soaked` takes. Raises Trouble, and OSError. Whatever happens, no unit and no folder stays.
 
@@ -127,26 +149,14 @@ def soak(asked: Asked, call_off: Callable[[], str]) -> dict[str, Any]:
     """
     plan = asked.plan()
     lines, budget = asked.lines(plan), asked.allowed(plan)
-    current = asked.home / "current"
-    units = Units(
-        current / "venv" / "bin" / "python", asked.program, asked.user, current / "app", properties_of(asked.unit)
-    )
-    try:
-        pwd.getpwnam(asked.user)
-    except KeyError:
-        raise Trouble(f"there is no user {asked.user} on this host; run playbooks/deploy.yml") from None
-    # Also while a run that was killed has left it: two at the same time would share the names of their units.
-    try:
-        FOLDER.mkdir(mode=0o755)
-    except FileExistsError:
-        raise Trouble(
-            f"another soak is under way on this host, or was killed: see `systemctl status 'plimsoll-soak-*'`, and"
-            f" remove {FOLDER}"
-        ) from None
+    units = check(asked)
+    # Of two at the same time, one fails here. Whatever the umask is, the workers' user goes through it.
+    FOLDER.mkdir()
+    FOLDER.chmod(0o755)
 
     def look() -> None:
         if why := call_off():
-            raise Trouble(f"{why}; neither a worker nor a queue is left")
+            raise Trouble(why)
 
     notes: list[str] = []
     try:
@@ -156,8 +166,11 @@ def soak(asked: Asked, call_off: Callable[[], str]) -> dict[str, Any]:
         sent = bench.run(judge, lines)
         found = judge.finish(sent["seconds"])
         records = bench.traced(found)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Trouble(f"what the worker recorded is not readable: {type(error).__name__}: {error}") from error
+    except (Trouble, ValueError, KeyError, TypeError, AttributeError) as error:
+        known = isinstance(error, Trouble)
+        why = str(error) if known else f"what the worker recorded is not readable: {type(error).__name__}: {error}"
+        left = [note for note in notes if note.startswith(LEFT)] or ["no worker and no queue of it is left"]
+        raise Trouble("; ".join([why, *left])) from error
     finally:
         shutil.rmtree(FOLDER, ignore_errors=True)
     return {

@@ -132,7 +132,12 @@ def _soak(given: argparse.Namespace) -> int:
             text = str(error).replace(secret, "**") if secret else str(error)
             raise InputError("\n".join(printable(one, 500) for one in text.splitlines())) from error
     ran = {"broker": "embedded" if url == EMBEDDED else str(given.broker_again), **sent, "worker": judge.figures()}
-    return _tell(given, files, began, ran, found, leaks)
+    document = _document(given.app, files, began, ran, found, leaks)
+    print(table(document))
+    if given.out:
+        _write(document, given.out)
+        print(f"report: {(given.out / 'soak.html').resolve()}")
+    return STATUS[document["verdict"]]
 
 
 def soaking(given: argparse.Namespace) -> int:
@@ -149,11 +154,13 @@ def soaked(given: argparse.Namespace) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="plimsoll-soaked-") as name:
         leaks = {task: leak(_distrusted(records, Path(name)), Path.cwd()) for task, records in came["records"].items()}
-    for note in came["notes"]:
-        _say(note)
     ran = {"broker": given.broker, "host": given.host, **came["sent"], "worker": came["worker"]}
     began = time.time() - came["sent"]["seconds"]
-    _tell(given, files, began, ran, came["tasks"], leaks)
+    document = _document(given.app, files, began, ran, came["tasks"], leaks)
+    _write(document, given.out)
+    text = "\n".join([*(printable(note, 500) for note in came["notes"]), table(document)])
+    said = {"verdict": document["verdict"], "text": text, "page": str((given.out / "soak.html").resolve())}
+    print(json.dumps(said))
     return PASSED
 
 
@@ -165,21 +172,22 @@ def _distrusted(records: Sequence[Mapping[str, Any]], folder: Path) -> list[dict
     return read_host("soak", folder).traces
 
 
-def _tell(
-    given: argparse.Namespace,
+def _document(
+    app: str,
     files: Files,
     began: float,
     ran: Mapping[str, Any],
     found: Iterable[Mapping[str, Any]],
     leaks: Mapping[str, dict[str, Any]],
-) -> int:
-    """Make the document, print it, and write it where that is asked for."""
+) -> dict[str, Any]:
+    """soak.json. ran: what is only known of a soak that ran, and where."""
     plan, baseline = files.plan, files.baseline
-    document = {
+    tasks = _told(found, leaks, baseline)
+    return {
         "schema_version": SCHEMA_VERSION,
         "plimsoll": __version__,
         "generated": stamp(began),
-        "app": given.app,
+        "app": app,
         "host": None,
         "pool": plan.pool,
         "concurrency": plan.concurrency,
@@ -189,16 +197,15 @@ def _tell(
         "schedule_sha256": digest(files.lines),
         **ran,
         "baseline": baseline and {"generated": baseline["generated"], "app": baseline["app"]},
-        "tasks": _told(found, leaks, baseline),
+        "tasks": tasks,
+        "verdict": whole(tasks, ran["worker"]),
     }
-    document["verdict"] = whole(document["tasks"])
-    print(table(document))
-    if given.out:
-        write_whole(given.out / "soak.json", json.dumps(document, indent=1) + "\n")
-        write_whole(given.out / "junit.xml", junit(document))
-        write_whole(given.out / "soak.html", page(document))
-        print(f"report: {(given.out / 'soak.html').resolve()}")
-    return STATUS[document["verdict"]]
+
+
+def _write(document: dict[str, Any], out: Path) -> None:
+    write_whole(out / "soak.json", json.dumps(document, indent=1) + "\n")
+    write_whole(out / "junit.xml", junit(document))
+    write_whole(out / "soak.html", page(document))
 
 
 def _told(

@@ -84,6 +84,11 @@ def test_what_holds_the_objects_carries_it_too(path: tuple[str, ...], found: Fou
     assert bool(mends([blamed], [held(*path)], [found])) == told
 
 
+def test_a_package_with_a_file_of_the_same_name_is_not_the_application() -> None:
+    other = {**culprit("/opt/celery/v/lib/python3.11/site-packages/other/tasks.py", 7), "package": "other"}
+    assert not mends([other], [], [says("tasks.py")])  # type: ignore[list-item]
+
+
 def test_of_many_a_few_are_told_and_none_is_of_a_check_that_is_not_ours() -> None:
     every = [says(symbol=symbol) for symbol in BY_SYMBOL]
     assert len(mends([culprit("shop/tasks.py", 7)], [], every)) == MOST_MENDS

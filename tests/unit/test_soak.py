@@ -294,6 +294,22 @@ def test_a_task_that_gains_much_is_told_before_it_brings_down_the_computer() -> 
     assert one["ran"] <= 160
 
 
+def test_a_task_that_takes_much_once_does_not_pass_before_it_is_warm() -> None:
+    one = judged(lambda run: MUCH * 2 if run == 0 else 0.0, runs=200)
+    assert one["verdict"] == "undecided", one
+    assert judged(lambda run: MUCH * 2 if run == 0 else 0.0)["verdict"] == "pass"
+
+
+def test_tasks_that_others_send_have_a_share_of_the_error_of_their_own() -> None:
+    judge = Judge(plan_of({"tasks": {"shop.pay": None, "shop.mail": None}}), budget_of({}))
+    judge.take("1", {"kind": "process", "measure": "malloc", "python": "3.11.7"}, 0.0)
+    for name in ("shop.pay", "shop.mail", *(f"shop.sent_{n}" for n in range(20))):
+        feed(judge, "1", lambda run: 0.0, 4000, name)
+    spent = sum(2 * (1 - one["confidence"]) for one in judge.finish(9.0) if one["confidence"])
+    # Each was looked at once, with half of its share.
+    assert spent == pytest.approx(ERROR, rel=0.01) and spent <= ERROR
+
+
 def test_a_task_that_raises_is_not_judged() -> None:
     judge = Judge(plan_of({"tasks": {"a": None}}), budget_of({}))
     feed(judge, "1", lambda _: 0, 2000, "a", failed=True, error="KeyError")
@@ -323,11 +339,26 @@ def test_a_worker_that_cannot_be_measured_ends_it_with_the_reason() -> None:
 
 def test_the_gate_fails_with_any_task_and_is_decided_by_those_of_the_file_alone() -> None:
     judge = Judge(plan_of({"tasks": {"a": None}}), budget_of({}))
-    assert whole([judged(lambda _: 0, name="a", judge=judge)]) == "pass"
+    assert whole([judged(lambda _: 0, name="a", judge=judge)], judge.figures()) == "pass"
     judged(lambda _: 0, runs=9, name="sent.by.a", judge=judge)
-    assert whole(judge.finish(9.0)) == "pass"
+    assert whole(judge.finish(9.0), judge.figures()) == "pass"
     judged(lambda _: 9000, name="leaks.in.a", judge=judge)
-    assert whole(judge.finish(9.0)) == "fail"
+    assert whole(judge.finish(9.0), judge.figures()) == "fail"
+
+
+def test_a_task_that_is_sent_by_one_of_the_file_and_is_never_judged_does_not_leak_unseen() -> None:
+    judge = Judge(plan_of({"tasks": {"a": None}}), budget_of({}))
+    judge.take("1", {"kind": "process", "measure": "malloc", "python": "3.11.7"}, 0.0)
+    shown = {"kind": "task", "seconds": 0.01, "failed": False, "error": "", "grown": 1, "rss_kb": 9000, "fds": 9}
+    for run in range(3000):
+        # In turns: `sends` is never several times in a row.
+        judge.take("1", {**shown, "task": "a", "growth_bytes": 0, "used_bytes": 1e7 + run * 2000}, run / 100)
+        judge.take("1", {**shown, "task": "sent", "growth_bytes": None, "used_bytes": 1e7 + run * 2000}, run / 100)
+    found = judge.finish(30.0)
+    assert [(one["task"], one["verdict"]) for one in found] == [("a", "pass"), ("sent", "undecided")]
+    assert "name it in the tasks file" in found[1]["why"]
+    assert whole(found, judge.figures()) == "undecided"
+    assert whole(found, {"used_kb_per_1000_tasks": BUDGET_KB - 1}) == "pass"
 
 
 @pytest.mark.parametrize(("mean", "wrong"), [(BUDGET_KB * 1.024, "any"), (0.0, "fail")])

@@ -64,16 +64,27 @@ def test_the_worker_has_the_limits_of_the_one_that_it_is_like_and_the_sender_has
     worker, sender = began
     assert "--property=MemoryHigh=293601280" in worker and "--property=Slice=celery.slice" in worker
     assert not any("TasksMax" in word for word in worker), "infinity is no limit"
-    assert not any("Memory" in word for word in sender)
+    assert "--property=OOMScoreAdjust=1000" in worker, "before those that are deployed"
+    assert not any("Memory" in word or "OOMScore" in word for word in sender)
     for words in began:
         assert "--property=User=celery" in words and "--property=EnvironmentFile=/etc/celery/environment" in words
-        assert "--setenv=PYTHONMALLOC=malloc" in words
+        # After the environment file, which would win over --setenv.
+        assert words.index("--") < words.index("/usr/bin/env") < words.index("PYTHONMALLOC=malloc")
     assert worker[-4:] == ["/v/python", "/p/soak.py", "worker", "/run/x"]
 
 
 def test_a_worker_that_is_not_deployed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soakhost, "_systemctl", lambda *_: "LoadState=not-found\n")
     with pytest.raises(Trouble, match=r"celery-worker@gate.service is not on this host.*deploy"):
+        soak(asked(), lambda: "")
+
+
+def test_a_worker_of_which_only_the_template_is_there_has_no_limits_and_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = "LoadState=loaded\nMemoryHigh=infinity\nMemoryMax=infinity\n"
+    monkeypatch.setattr(soakhost, "_systemctl", lambda *_: shown)
+    with pytest.raises(Trouble, match=r"has no MemoryMax here.*deploy"):
         soak(asked(), lambda: "")
 
 
@@ -98,6 +109,25 @@ def test_two_soaks_at_the_same_time_are_refused(host: Path) -> None:
     assert host.exists()
 
 
+def test_what_only_its_own_may_write_to_is_not_the_workers_users(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever owns a folder can put a link in the place of what lies in it."""
+    owned: list[str] = []
+    monkeypatch.setattr(Units, "own", lambda _, path: owned.append(str(path.relative_to(host))))
+    monkeypatch.setattr(Units, "start", lambda *_: subprocess.Popen(["false"], start_new_session=True))
+    before = os.umask(0o077)
+    modes: list[int] = []
+    try:
+        with pytest.raises(Trouble, match="the worker ended with status 1"):
+            soak(asked(), lambda: "")
+        monkeypatch.setattr(Units, "start", lambda *_: modes.append(host.stat().st_mode & 0o777))
+        with pytest.raises(Trouble):
+            soak(asked(), lambda: "")
+    finally:
+        os.umask(before)
+    assert set(owned) == {f"1/{name}" for name in ("said", "records", "trace", "tasks", "queue", "control")}
+    assert modes == [0o755]
+
+
 def test_what_is_called_off_leaves_no_folder(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began: list[str] = []
 
@@ -106,7 +136,7 @@ def test_what_is_called_off_leaves_no_folder(host: Path, monkeypatch: pytest.Mon
         return subprocess.Popen(["sleep", "60"], start_new_session=True)
 
     monkeypatch.setattr(Units, "start", start)
-    with pytest.raises(Trouble, match="the controller is gone; neither a worker nor a queue is left"):
+    with pytest.raises(Trouble, match="the controller is gone; no worker and no queue of it is left"):
         soak(asked(), lambda: "called off, as the controller is gone" if began else "")
     assert began == ["worker"] and not host.exists()
 
@@ -168,8 +198,9 @@ def told(tmp_path: Path, result: Any, monkeypatch: pytest.MonkeyPatch) -> int:
 
 def test_what_a_host_found_becomes_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     assert told(tmp_path, came(), monkeypatch) == 0
-    said = capsys.readouterr()
-    assert "shop.pay  FAIL" in said.out and "at shop/tasks.py:9 in pay" in said.out and LEFT in said.err
+    said = json.loads(capsys.readouterr().out)
+    assert "shop.pay  FAIL" in said["text"] and "at shop/tasks.py:9 in pay" in said["text"] and LEFT in said["text"]
+    assert (said["verdict"], said["page"]) == ("fail", str(tmp_path / "out" / "soak.html"))
     document = json.loads((tmp_path / "out" / "soak.json").read_text())
     assert (document["verdict"], document["host"], document["broker"]) == ("fail", "s-1", "b-1")
     assert "shop/tasks.py:9" in (tmp_path / "out" / "junit.xml").read_text()

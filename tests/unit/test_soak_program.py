@@ -107,6 +107,7 @@ def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         lines = [[number / 10, "abc"[number // 10 % 3], [], {}] for number in range(600)]
         (tmp_path / "schedule.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (tmp_path / "decided.json").write_text(json.dumps(decided))
+        (tmp_path / "said").mkdir(exist_ok=True)
         sender = program.Sender.__new__(program.Sender)
         sender.folder, sender.plan = tmp_path, {"seconds": seconds, "queue": "q", "backlog": 64}
         sender.sent = sender.left_out = sender.room = 0
@@ -117,7 +118,7 @@ def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         # A worker that is fast, and takes nothing for a while.
         sender.waiting = lambda: 64 if stalls[0] <= clock.now - sender.began < stalls[1] else 0
         sender.run()
-        return times, json.loads((tmp_path / "sent.json").read_text())
+        return times, json.loads((tmp_path / "said" / "sent.json").read_text())
 
     return run
 

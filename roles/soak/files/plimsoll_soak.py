@@ -29,14 +29,14 @@ measured), grown (how many those are), used_bytes, rss_kb, fds (all three at its
 raised; a retry is one), error (name of the exception's class, or empty)}. {kind: refused, pid, why} is the last line of
 a process that could not be measured.
 
-DIR is made by whoever asks (plimsoll soak does), with the folders records and queue in it. plan.json there: {app (as of
-celery -A), tasks (names), settings (of Celery), include (module that the worker loads), pool, concurrency, seconds
-(time box), queue, backlog (messages that may wait), parent (pid of the process that both end with; 0: none)}.
+DIR is made by whoever asks (plimsoll soak does), with the folders said, records and queue in it. plan.json there: {app
+(as of celery -A), tasks (names), settings (of Celery), include (module that the worker loads), pool, concurrency,
+seconds (time box), queue, backlog (messages that may wait), parent (pid of the process that both end with; 0: none)}.
 schedule.jsonl: [at_s, task, args, kwargs] a line, in order. Where CELERY_BROKER_URL is plimsoll://, DIR/queue is the
-broker, and whatever anybody sends in these processes waits there, in one queue. The worker writes DIR/ready once it
-takes tasks, or DIR/trouble with what keeps it from that, and exits with 2. The sender stops where DIR/stop is, leaves
-out the tasks that DIR/decided.json names (a list), and ends once nothing waits any more. sent.json {sent, left_out,
-over: "" | all sent | time box | stopped} is at most a second old.
+broker, and whatever anybody sends in these processes waits there, in one queue. The worker writes DIR/said/ready once
+it takes tasks, or DIR/said/trouble with what keeps it from that, and exits with 2. The sender stops where DIR/stop is,
+leaves out the tasks that DIR/decided.json names (a list), and ends once nothing waits any more. DIR/said/sent.json
+{sent, left_out, over: "" | all sent | time box | stopped} is at most a second old.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ LATE_S = 0.1
 # How often an empty folder is looked at, and how long at a time, seconds.
 POLLING_S, DRAIN_S = 0.01, 0.1
 EMBEDDED = "plimsoll"
+# Where worker and sender say how they are. They may write to the folder below DIR, and to DIR itself perhaps not.
+SAID = "said"
 # prctl(2): the signal that a process is sent when its parent has died.
 PR_SET_PDEATHSIG = 1
 # The fields of struct mallinfo2, mallinfo2(3).
@@ -372,7 +374,7 @@ def application(plan):
     """The Celery application, made to work for this soak alone. Raises Trouble."""
     try:
         from celery.app.utils import find_app
-        from kombu import Queue
+        from kombu import Exchange, Queue
     except ImportError as error:
         raise Trouble(
             f"{sys.executable} has no Celery ({error}): name the Python of the application by --python, or activate its"
@@ -391,14 +393,15 @@ def application(plan):
         raise Trouble(
             f"-A {plan['app']}: cannot be imported by {sys.executable} in {Path.cwd()}: {type(error).__name__}: {error}"
         ) from error
-    known = sorted(name for name in app.tasks if not name.startswith("celery."))
-    for name in plan["tasks"]:
-        if name not in app.tasks:
-            near = difflib.get_close_matches(name, known, 3) or known[:10]
+    known = sorted(task for task in app.tasks if not task.startswith("celery."))
+    for task in plan["tasks"]:
+        if task not in app.tasks:
+            near = difflib.get_close_matches(task, known, 3) or known[:10]
             raise Trouble(
-                f"tasks: {name}: {plan['app']} has no task of this name; it has"
+                f"tasks: {task}: {plan['app']} has no task of this name; it has"
                 f" {', '.join(near) or 'none at all: are the modules of its tasks imported?'}"
             )
+    name = plan["queue"]
     app.conf.update(
         # Where the application would have it otherwise, nothing was put to the queue, or what is looked for would be
         # hidden by a new process.
@@ -407,10 +410,14 @@ def application(plan):
         worker_max_memory_per_child=None,
         worker_autoscaler=None,
         worker_state_db=None,
-        # All that the application sends without naming a queue comes here.
-        task_queues=[Queue(plan["queue"], auto_delete=True)],
-        task_routes={"*": {"queue": plan["queue"]}},
-        task_default_queue=plan["queue"],
+        # All that the application sends without naming a queue comes here, by an exchange of our own: the application's
+        # default one may be shared with other queues.
+        task_queues=[Queue(name, Exchange(name, "direct", auto_delete=True), routing_key=name, auto_delete=True)],
+        task_routes={"*": {"queue": name}},
+        task_default_queue=name,
+        task_default_exchange=name,
+        task_default_exchange_type="direct",
+        task_default_routing_key=name,
         task_create_missing_queues=True,
         # Nothing of it is anybody else's matter.
         worker_enable_remote_control=False,
@@ -438,8 +445,11 @@ def work(folder, plan):
 
     @signals.worker_ready.connect(weak=False)
     def ready(**_):
-        (folder / "ready").touch()
+        (folder / SAID / "ready").touch()
 
+    # Celery's command takes these too, without a prefix, before what was set here.
+    for variable in ("APP", "BROKER_URL", "RESULT_BACKEND", "LOADER", "CONFIG_MODULE"):
+        os.environ.pop(variable, None)
     options = [
         *("--pool", plan["pool"], "--concurrency", str(plan["concurrency"]), "--queues", plan["queue"]),
         *("--include", plan["include"]),
@@ -526,9 +536,9 @@ class Sender:
         return bool(self.over)
 
     def say(self):
-        part = self.folder / "sent.part"
+        part = self.folder / SAID / "sent.part"
         part.write_text(json.dumps({"sent": self.sent, "left_out": self.left_out, "over": self.over}))
-        part.replace(self.folder / "sent.json")
+        part.replace(self.folder / SAID / "sent.json")
 
 
 def clean(plan):
@@ -538,7 +548,9 @@ def clean(plan):
         queue = app.amqp.queues[plan["queue"]](channel)
         queue.declare()
         queue.delete()
-        queue.exchange.delete()
+        # Of the same name, which nobody else's has.
+        if queue.exchange.name == plan["queue"]:
+            queue.exchange.delete()
 
 
 def main(arguments):
@@ -558,7 +570,7 @@ def main(arguments):
             clean(plan)
     except Trouble as trouble:
         traceback.print_exc()
-        (folder / "trouble").write_text(str(trouble))
+        (folder / SAID / "trouble").write_text(str(trouble))
         return BAD_INPUT
     return DONE
 
