@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from .soak import Judge, Plan, PlanError, Recorded, budget_of, digest, line, plan_of, schedule
-from .soakbench import END_S, LEFT, Bench, Setting, Trouble
+from .soakbench import LEFT, Bench, Setting, Trouble
 
 # While it runs, on no disk: a link of before cannot lie here.
 FOLDER = Path("/run/plimsoll-soak")
 ENVIRONMENT_FILE = "/etc/celery/environment"
+# Seconds that either program has to end by itself: a worker gives back what it has taken.
+STOP_S = 60
 # Of the worker that the soak's own is to be like.
 LIMITS = ("MemoryHigh", "MemoryMax", "MemorySwapMax", "TasksMax", "LimitNOFILE", "OOMPolicy", "Slice")
 # A unit that was not asked for is none of the deployed ones'.
@@ -45,7 +47,7 @@ class Units:
                 f"WorkingDirectory={self.directory}",
                 f"EnvironmentFile={ENVIRONMENT_FILE}",
                 "KillMode=mixed",
-                f"TimeoutStopSec={END_S:.0f}",
+                f"TimeoutStopSec={STOP_S}",
                 # The sender is no worker. Where memory is short, this one goes before those that are deployed.
                 *((*self.properties, "OOMScoreAdjust=1000") if name == "worker" else ()),
             )

@@ -305,3 +305,24 @@ def test_a_broker_that_is_named_twice_keeps_what_others_have_there(gate: Gate, b
     gate.nothing_left()
     assert redis.lrange("celery", 0, -1) == [b"a task of somebody else's"]
     assert [key for key in redis.scan_iter() if b"plimsoll" in key] == []
+
+
+def test_what_a_worker_that_was_killed_had_taken_does_not_come_back(gate: Gate, broker: tuple[Redis, int]) -> None:
+    redis, port = broker
+    for tag, queue in {"1": "plimsoll-soak-1", "2": "celery"}.items():
+        redis.hset("unacked", tag, json.dumps([{"body": ""}, queue, queue]))
+        redis.zadd("unacked_index", {tag: 1.0})
+    redis.lpush("plimsoll-soak-1", "a message that nobody took")
+    plan = {"app": "shop", "tasks": ["shop.add"], "settings": {}, "queue": "plimsoll-soak-1", "parent": 0}
+    (gate.folder / "plan.json").write_text(json.dumps(plan))
+    program = LAB.parents[1] / "roles" / "soak" / "files" / "plimsoll_soak.py"
+    ran = subprocess.run(
+        [sys.executable, str(program), "clean", str(gate.folder)],
+        cwd=gate.folder,
+        env=os.environ | {"CELERY_BROKER_URL": f"redis://:gr8-secret@127.0.0.1:{port}/0"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert redis.hkeys("unacked") == [b"2"] and redis.zrange("unacked_index", 0, -1) == [b"2"]
+    assert not redis.exists("plimsoll-soak-1") and redis.keys("*plimsoll-soak*") == []

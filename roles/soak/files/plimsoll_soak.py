@@ -541,11 +541,28 @@ class Sender:
         part.replace(self.folder / SAID / "sent.json")
 
 
+def forget(channel, name):
+    """With Redis, drop what a worker that was killed had taken from a queue: any other worker would put it back there.
+
+    kombu keeps it in a hash by delivery tag, as [message, exchange, routing key].
+    """
+    key = getattr(channel, "unacked_key", None)
+    if key is None:
+        return
+    # Which kombu puts before the keys of some commands, and not of this one.
+    taken = channel.client.hgetall(f"{channel.global_keyprefix}{key}")
+    for tag, message in taken.items():
+        if json.loads(message)[1] == name:
+            channel.client.hdel(key, tag)
+            channel.client.zrem(channel.unacked_index_key, tag)
+
+
 def clean(plan):
     app = application(plan)
     with app.connection_for_write() as connection, connection.channel() as channel:
         # To be declared, as a transport without a broker's own queues knows those alone that it declared.
         queue = app.amqp.queues[plan["queue"]](channel)
+        forget(channel, plan["queue"])
         queue.declare()
         queue.delete()
         # Of the same name, which nobody else's has.
