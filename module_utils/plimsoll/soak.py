@@ -305,7 +305,7 @@ def _shuffled(items: Sequence[str], rng: random.Random) -> list[str]:
 
 def _names(plan: Plan) -> Iterator[str]:
     """Rows of tasks; in each round, as many rows of a task as it has weight, in an order of chance."""
-    rng = random.Random(plan.seed)  # noqa: S311
+    rng = random.Random(plan.seed)  # noqa: S311 - as that of _Calls
     every = [name for name, task in plan.tasks.items() for _ in range(task.weight)]
     while True:
         for name in _shuffled(every, rng):
@@ -352,7 +352,7 @@ def _replayed(plan: Plan, day: Sequence[Recorded]) -> Iterator[tuple[float, str]
         busiest = max(busiest, count / ((finish - begin) * scale))
         parts.append(((begin - times[0]) * scale, (finish - begin) * scale, ran))
     share = min(1.0, plan.rate / busiest, plan.most / whole)
-    rng = random.Random(plan.seed)  # noqa: S311
+    rng = random.Random(plan.seed)  # noqa: S311 - as that of _Calls
     owed = dict.fromkeys(plan.tasks, 0.0)
     for begin, long, ran in parts:
         rows = []

@@ -53,7 +53,12 @@ def sound(came: object) -> dict[str, Any]:
 
 
 _FIGURES = (
-    "processes tasks used_kb_per_1000_tasks rss_kb_per_1000_tasks descriptors_per_1000_tasks rss_kb".split()  # noqa: SIM905
+    "processes",
+    "tasks",
+    "used_kb_per_1000_tasks",
+    "rss_kb_per_1000_tasks",
+    "descriptors_per_1000_tasks",
+    "rss_kb",
 )
 _COUNTS = ("ran", "measured", "judged", "failed", "budget_kb")
 _TOGETHER = ("growth_kb", "growth_low", "growth_high", "error_kb", "confidence")
