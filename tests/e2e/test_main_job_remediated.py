@@ -238,10 +238,7 @@ def test_what_is_taken_away_leaves_the_hosts_as_deployed_and_no_task_is_lost(
     twice = {n: times for n, times in found.items() if times > 1}
     with capsys.disabled():
         print(f"\n{sent} numbered tasks through it all: {len(found)} done, {len(twice)} twice")
-    assert sent > 1000 and len(found) == sent, {at: len(done(fleet, at)) for at in range(5)}
-    # What two processes run as their worker is stopped, which an emulated host that is busy may not end in time: it is
-    # handed back then, and done again. test_no_task_lost.py has a restart by itself, where none is.
-    assert len(twice) <= 2, twice
+    assert sent > 1000 and len(found) == sent and not twice, (twice, {at: len(done(fleet, at)) for at in range(5)})
 
 
 def done(fleet: Fleet, at: int = 0) -> dict[int, int]:

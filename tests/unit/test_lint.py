@@ -1015,6 +1015,24 @@ def test_odd_sources_are_read(text: str) -> None:
     judged({"shop.tasks": text})
 
 
+def test_a_module_that_cannot_be_read_is_named_and_the_others_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leak = "from celery import shared_task\nSEEN = []\n@shared_task\ndef keep(order):\n    SEEN.append(order)\n"
+    for name in ("odd", "tasks"):
+        (tmp_path / f"{name}.py").write_text(leak)
+    read = facts.read
+
+    def fails(node: Any) -> Any:
+        if node.name.endswith("odd"):
+            raise AttributeError("no such child")
+        return read(node)
+
+    monkeypatch.setattr(facts, "read", fails)
+    assert {one.file.name for one in check([tmp_path])} == {"tasks.py"}
+    assert f"{tmp_path / 'odd.py'} is not checked: AttributeError: no such child" in capsys.readouterr().err
+
+
 # ---- the catalogue, and the plugin in pylint ----
 
 

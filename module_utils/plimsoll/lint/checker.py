@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from astroid import nodes
@@ -18,7 +19,8 @@ class LeaksChecker(BaseChecker):
     """found: the findings, once pylint has seen all modules."""
 
     name = catalogue.CHECKER
-    msgs = {  # noqa: RUF012 - pylint's own way
+    # pylint reads it from the class.
+    msgs = {  # noqa: RUF012 - pylint's base class has it without ClassVar
         check.id: ("%s", check.symbol, check.about) for check in catalogue.CHECKS
     }
 
@@ -29,7 +31,9 @@ class LeaksChecker(BaseChecker):
     def visit_module(self, node: nodes.Module) -> None:
         try:
             module = facts.read(node)
-        except Exception:  # noqa: BLE001 - of a tree that is not as expected nothing is said; the others are still checked
+        except Exception as error:  # noqa: BLE001 - told below, and the other modules are still checked
+            # Not a message of pylint's: it says nothing of the code, and is no reason to fail.
+            print(f"plimsoll.lint: {node.file} is not checked: {type(error).__name__}: {error}", file=sys.stderr)
             return
         places = {add.place for add in module.adds} | {one.place for one in module.cached + module.settings}
         places |= {place for _, place in module.apps}

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Union
 
 from astroid import nodes
+from astroid.exceptions import NoDefault
 
 from . import catalogue
 from .resources import (
@@ -1137,7 +1138,7 @@ def _annotation(arguments: nodes.Arguments, name: str) -> nodes.NodeNG | None:
 def _defaults_to_none(arguments: nodes.Arguments, name: str) -> bool:
     try:
         default = arguments.default_value(name)
-    except Exception:  # noqa: BLE001 - astroid's NoDefault; without one it is required
+    except NoDefault:
         return False
     return isinstance(default, nodes.Const) and default.value is None
 
