@@ -34,12 +34,23 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def counts(fleet: Fleet) -> dict[int, int]:
-    """How often each number was done. A Redis that is restarted answers later."""
+def runs(fleet: Fleet, first: int, count: int) -> dict[int, list[str]]:
+    """Of each number that was done, its runs: host, process, and begin and end in seconds.
+
+    A Redis that is restarted answers later.
+    """
     password = (fleet.home / "lab" / "redis_password").read_text().split()[0]
-    ran = fleet.lab("ssh", "demo-1", f"REDISCLI_AUTH={password} redis-cli hgetall boxoffice.done")
-    numbers = [int(line) for line in ran.output.splitlines() if line.isdigit()]
-    return dict(zip(numbers[::2], numbers[1::2]))
+    ran = fleet.lab("ssh", "demo-1", f"REDISCLI_AUTH={password} redis-cli smembers boxoffice.runs")
+    found: dict[int, list[str]] = {}
+    for line in ran.output.splitlines():
+        number, _, run = line.partition(" ")
+        if number.isdigit() and first <= int(number) < first + count:
+            found.setdefault(int(number), []).append(run)
+    return found
+
+
+def more_than_once(found: dict[int, list[str]]) -> dict[int, list[str]]:
+    return {n: sorted(ran) for n, ran in found.items() if len(ran) > 1}
 
 
 def under_load(
@@ -59,8 +70,8 @@ def under_load(
     sending = threading.Thread(target=lambda: came.append(fleet.lab("ssh", sender, sent)))
     sending.start()
 
-    def done() -> dict[int, int]:
-        return {n: times for n, times in counts(fleet).items() if first <= n < first + COUNT}
+    def done() -> dict[int, list[str]]:
+        return runs(fleet, first, COUNT)
 
     deadline = time.monotonic() + PATIENCE_S
     while len(done()) < 6:
@@ -77,8 +88,8 @@ def under_load(
     # As long as one that is done twice would take to show.
     time.sleep(3)
     found = done()
-    row = Row(fault, graceful, len(found), sum(times > 1 for times in found.values()), seconds)
+    row = Row(fault, graceful, len(found), len(more_than_once(found)), seconds)
     rows.append(row)
     assert row.done == COUNT, f"{row}: not done are {sorted(set(range(first, first + COUNT)) - set(found))}"
     if graceful:
-        assert row.twice == 0, f"{row}: {[n for n, times in found.items() if times > 1]}"
+        assert row.twice == 0, f"{row}: {more_than_once(found)}"

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from .lab_fleet import ROOT, Fleet
-from .numbered import counts
+from .numbered import runs
 
 # It imports, and so only its workers show that it is none.
 BROKEN = """
@@ -81,7 +81,7 @@ def test_what_cannot_be_is_told_at_once_before_anything_changes(fleet: Fleet) ->
 def test_a_worker_comes_changes_and_goes_by_itself(fleet: Fleet) -> None:
     """Beside one that is not to notice; and celery-beat with it, whose schedule counts the number 0."""
     gate = fleet.on("demo-2", PIDS).split()[0]
-    done = counts(fleet).get(0, 0)
+    done = len(runs(fleet, 0, 1).get(0, []))
     beat = {"celery_worker_beat": True, "celery_worker_beat_memory_max": "128M"}
     declare(fleet, **beat, more=[{"name": "extra", "queues": ["extra"], "pool": "solo"}])
     deploy(fleet)
@@ -92,7 +92,7 @@ def test_a_worker_comes_changes_and_goes_by_itself(fleet: Fleet) -> None:
     second = fleet.on("demo-2", PIDS).split()
     assert second[0] == gate and second[1] not in ("0", first[1])
     deadline = time.monotonic() + 60
-    while counts(fleet).get(0, 0) < done + 2:
+    while len(runs(fleet, 0, 1).get(0, [])) < done + 2:
         assert time.monotonic() < deadline, fleet.on("demo-2", "journalctl --unit=celery-beat --output=cat")
         time.sleep(2)
     declare(fleet)

@@ -302,3 +302,26 @@ def test_what_is_not_finished_in_time_is_back_at_the_broker(start: Callable[...,
         assert not (worker.folder / "long.ended").exists(), pool
     assert "Cold shutdown" not in workers["solo"].log() and workers["solo"].heard == []
     assert "STATUS=stopping: ending the tasks that run" in workers["prefork"].heard
+
+
+def test_a_task_on_its_way_to_a_child_is_done_once_though_the_worker_stops(start: Callable[..., Worker]) -> None:
+    """Celery alone forgets it where the child has not said yet that it has begun, as on a host that is busy."""
+    worker = start("prefork", "polled://")
+    worker.send("shop.quick")
+    worker.wait_for_log(" succeeded in ")
+    children = Path(f"/proc/{worker.process.pid}/task/{worker.process.pid}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGSTOP)
+    worker.send("shop.long")
+    worker.wait_for_log("Task shop.long[")
+    (worker.folder / "long.end").touch()
+    worker.process.terminate()
+    worker.wait_for_log("Warm shutdown")
+    # It is past the point at which it would forget.
+    worker.wait_to_hear("STOPPING=1")
+    time.sleep(1)
+    for child in children:
+        os.kill(int(child), signal.SIGCONT)
+    assert worker.wait_for_end() == 0
+    assert (worker.folder / "long.ended").exists() and worker.waiting() == []
+    assert "plimsoll_notify:" not in worker.log()

@@ -40,6 +40,10 @@ becomes a cold one: Celery ends the tasks that run, and gives all that is not ac
 so for prefork in Celery 5.5 or later. Elsewhere Celery's cold shutdown loses tasks or does nothing, and then, or when
 half of the margin is over, the messages are given back from here, and the process ends on the spot.
 
+With prefork, a warm shutdown of Celery's (5.2 to 5.7) forgets a task that was sent to a child a moment before and whose
+start the child has not reported yet. The child does it, nobody acknowledges it, and the broker hands it out again. Here
+the shutdown waits for it, as for those that run.
+
 Redis hands a message out by removing it (BRPOP). One that the worker has not noted as taken yet is lost when its main
 process is killed, and a worker whose prefetch is full leaves one lying in its socket for as long. So systemd keeps that
 socket too, and the unit's next process gives back what it finds there.
@@ -284,6 +288,33 @@ def return_unread(channel):
     channel._in_poll = None
     if reply:
         put_back(channel, *reply)
+
+
+def keep_sent(pool):
+    """Have a prefork pool that ends remember the tasks that it has sent to a child, be they reported as begun or not.
+
+    To be called once it has started, and again whenever. What is marked is what AsynPool.flush() of Celery (5.2 to 5.7)
+    goes by: it drops from the pool's cache all that is not accepted, and so the result of a task that was on its way to
+    a child, and with the result its acknowledgement.
+    """
+    flush = getattr(pool, "flush", None)
+    # None where Celery does not read the broker asynchronously: that pool forgets nothing.
+    if flush is None or getattr(flush, "keeps_sent", False):
+        return
+
+    def flush_others():
+        try:
+            for job in tuple(pool._pool._cache.values()):
+                if job._write_to is not None:
+                    job._accepted = True
+        # Insides of Celery's, which may change. The flush must come either way; what is lost is this precaution, as the
+        # journal says.
+        except Exception as error:  # noqa: BLE001 - told by _complain()
+            _complain("a task may be done twice as this worker stops", f"{type(error).__name__}: {error}")
+        return flush()
+
+    flush_others.keeps_sent = True
+    pool.flush = flush_others
 
 
 def socket_of(fd):
@@ -642,6 +673,8 @@ class Notifier:
 
     @_guarded
     def on_consumer_start(self):
+        if self.pool == "prefork":
+            keep_sent(self.consumer.pool)
         self.run, self.asked = object(), False
         self.consumer.timer.call_after(TICK_EVERY_S, self.on_timer, (self.run,))
 

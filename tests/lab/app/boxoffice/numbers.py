@@ -1,4 +1,4 @@
-"""Numbered tasks at a steady rate; each counts itself in the broker's Redis. `python -m boxoffice.numbers --help`.
+"""Numbered tasks at a steady rate; each notes its run in the broker's Redis. `python -m boxoffice.numbers --help`.
 
 SIGTERM ends it between two tasks. It says how many were sent.
 """

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import os
+import socket
 import time
 
 import redis
@@ -35,8 +36,9 @@ app.conf.task_routes = {
 }
 
 CLOSED = "boxoffice.closed"
-# Where numbered tasks are counted, by number, in the Redis of BOXOFFICE_LEDGER or else of the broker.
-DONE = "boxoffice.done"
+# Where each run of a numbered task notes itself, in the Redis of BOXOFFICE_LEDGER or else of the broker: a set of
+# "number host process begun ended", the last two in seconds of that host.
+DONE = "boxoffice.runs"
 HOGS = "boxoffice.hogs"
 _seen: dict[str, bytes] = {}
 
@@ -72,10 +74,11 @@ def close_gate(seconds: float) -> None:
 
 @app.task
 def number(n: int, seconds: float = 0, hog_mb: int = 0, keep_kb: int = 0, leak: str = "") -> None:
-    """Counts itself once it is done. hog_mb: takes so much memory as it runs, at the first time that n does alone.
+    """Notes its run once it is done. hog_mb: takes so much memory as it runs, at the first time that n does alone.
 
     keep_kb: a leak, as that of scan_ticket; leak: a task of boxoffice.leaks, which runs within it.
     """
+    begun = time.time()
     if hog_mb and ledger().hsetnx(HOGS, str(n), 1):
         hog = bytearray(hog_mb << 20)
         hog[::4096] = b"x" * len(hog[::4096])
@@ -84,7 +87,8 @@ def number(n: int, seconds: float = 0, hog_mb: int = 0, keep_kb: int = 0, leak: 
     if leak:
         getattr(importlib.import_module("boxoffice.leaks"), leak).run(n)
     time.sleep(seconds)
-    ledger().hincrby(DONE, str(n), 1)
+    # Not a counter: Redis may have done what the client, which had no answer in time, then asks for again.
+    ledger().sadd(DONE, f"{n} {socket.gethostname()} {os.getpid()} {begun:.3f} {time.time():.3f}")
 
 
 @app.task
