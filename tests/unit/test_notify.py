@@ -890,6 +890,31 @@ def test_a_broker_that_gives_back_by_itself_is_left_alone() -> None:
 # ---- forks and green libraries ----
 
 
+def test_what_was_sent_to_a_child_is_not_forgotten_and_the_rest_is() -> None:
+    jobs = {number: SimpleNamespace(_write_to=to, _accepted=False) for number, to in enumerate([object(), None])}
+    flushed: list[list[bool]] = []
+    pool = SimpleNamespace(
+        _pool=SimpleNamespace(_cache=jobs), flush=lambda: flushed.append([job._accepted for job in jobs.values()])
+    )
+    plimsoll_notify.keep_sent(pool)
+    mine = pool.flush
+    # As its consumer starts again.
+    plimsoll_notify.keep_sent(pool)
+    assert pool.flush is mine
+    pool.flush()
+    assert flushed == [[True, False]]
+
+
+def test_a_pool_whose_insides_are_others_is_flushed_all_the_same(capfd: pytest.CaptureFixture[str]) -> None:
+    flushed: list[int] = []
+    pool = SimpleNamespace(_pool=SimpleNamespace(), flush=lambda: flushed.append(1))
+    plimsoll_notify.keep_sent(pool)
+    pool.flush()
+    assert flushed and "a task may be done twice as this worker stops: AttributeError" in capfd.readouterr().err
+    # Celery does not flush this one.
+    plimsoll_notify.keep_sent(SimpleNamespace(flush=None))
+
+
 def test_a_forked_child_goes_on_with_nothing(systemd: Systemd) -> None:
     program = (
         "import faulthandler, os, sys, threading, types, plimsoll_notify as it\n"
