@@ -40,9 +40,9 @@ becomes a cold one: Celery ends the tasks that run, and gives all that is not ac
 so for prefork in Celery 5.5 or later. Elsewhere Celery's cold shutdown loses tasks or does nothing, and then, or when
 half of the margin is over, the messages are given back from here, and the process ends on the spot.
 
-With prefork, a warm shutdown of Celery's (5.2, 5.6.3, 5.7) forgets a task that was sent to a child a moment before and whose
-start the child has not reported yet. The child does it, nobody acknowledges it, and the broker hands it out again. Here
-the shutdown waits for it, as for those that run.
+With prefork, a warm shutdown of Celery's (5.2, 5.6.3, 5.7) forgets a task that was sent to a child a moment before and
+whose start the child has not reported yet. The child does it, nobody acknowledges it, and the broker hands it out
+again. Here the shutdown waits for it, as for those that run.
 
 Redis hands a message out by removing it (BRPOP). One that the worker has not noted as taken yet is lost when its main
 process is killed, and a worker whose prefetch is full leaves one lying in its socket for as long. So systemd keeps that
@@ -293,9 +293,9 @@ def return_unread(channel):
 def keep_sent(pool):
     """Have a prefork pool that ends remember the tasks that it has sent to a child, be they reported as begun or not.
 
-    To be called once it has started, and again whenever. What is marked is what AsynPool.flush() of Celery 5.2, 5.6.3 and 5.7
-    goes by: it drops from the pool's cache all that is not accepted, and so the result of a task that was on its way to
-    a child, and with the result its acknowledgement.
+    To be called once it has started, and again whenever. What is marked is what AsynPool.flush() goes by (Celery 5.2,
+    5.6.3, 5.7): it drops from the pool's cache all that is not accepted, and so the result of a task that was on its
+    way to a child, and with the result its acknowledgement.
     """
     flush = getattr(pool, "flush", None)
     # None where Celery does not read the broker asynchronously: that pool forgets nothing.
