@@ -397,6 +397,10 @@ def test_memory_is_bounded_and_what_it_lacks_waits_on_a_disk_until_the_end(
 def test_ctrl_c_ends_it_and_leaves_nothing(ask: Any, store: Path, monkeypatch: Any, tmp_path: Path, sql: str) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     over = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        # What runs the tests is a shell's background job.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def press() -> None:
         # Again, as whoever waits does: Python drops one that comes in a moment where it must not raise.
@@ -408,6 +412,7 @@ def test_ctrl_c_ends_it_and_leaves_nothing(ask: Any, store: Path, monkeypatch: A
     threading.Thread(target=press, daemon=True).start()
     code, _, err = ask(store, sql, "--format", "csv")
     over.set()
+    signal.signal(signal.SIGINT, before)
     assert (code, err) == (130, "") and list(tmp_path.iterdir()) == []
 
 
