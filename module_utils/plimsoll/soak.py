@@ -264,6 +264,7 @@ class _Calls:
     def __init__(self, plan: Plan) -> None:
         self.tasks, self.row = plan.tasks, plan.row
         self.number = dict.fromkeys(plan.tasks, 0)
+        # A release and its baseline have to be sent the same.
         self.random = random.Random(plan.seed)  # noqa: S311 - no secret: it is to be the same each time
 
     def next(self, at: float, name: str) -> Call:

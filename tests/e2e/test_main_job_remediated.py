@@ -1,6 +1,6 @@
 """remediate.yml on real machines under load, with a leak of each kind: planned, remedied, proven, and taken away again.
 
-Numbered tasks that leak run on all these workers the while, and each counts itself in the broker once it is done. None
+Numbered tasks that leak run on all these workers the while, and each notes its run in the broker once it is done. None
 is lost. Of the kinds in docs/leaks.md copy-on-write alone is not here, as it does not grow RSS and is no finding.
 """
 
@@ -91,7 +91,7 @@ def load(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
 
 
 def leaks(fleet: Fleet) -> dict[str, str]:
-    """What is said to leak once it is collected, and how."""
+    """What is said to leak once it is collected, and how; printed for whoever reads a failure."""
     ran = play(fleet, "collect")
     assert ran.code == 0, ran.output
     found = json.loads((fleet.home / "remediated" / "report" / "findings.json").read_text())

@@ -1,6 +1,6 @@
 """One fault after the other with Redis as the broker: each number is done, and by graceful faults once.
 
-The worker `gate` of demo-2 runs them, and each counts itself in the broker on demo-1. The table is printed at the end.
+The worker `gate` of demo-2 runs them, and each notes its run in the broker on demo-1. The table is printed at the end.
 """
 
 from __future__ import annotations

@@ -314,6 +314,8 @@ def test_a_task_on_its_way_to_a_child_is_done_once_though_the_worker_stops(start
         os.kill(int(child), signal.SIGSTOP)
     worker.send("shop.long")
     worker.wait_for_log("Task shop.long[")
+    # Its loop, which has nothing else to do, writes it to the child.
+    time.sleep(1)
     (worker.folder / "long.end").touch()
     worker.process.terminate()
     worker.wait_for_log("Warm shutdown")

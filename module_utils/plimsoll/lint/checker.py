@@ -19,7 +19,7 @@ class LeaksChecker(BaseChecker):
     """found: the findings, once pylint has seen all modules."""
 
     name = catalogue.CHECKER
-    # pylint reads it from the class.
+    # pylint reads it from the class, as of all checkers, and nothing changes it.
     msgs = {  # noqa: RUF012 - pylint's base class has it without ClassVar
         check.id: ("%s", check.symbol, check.about) for check in catalogue.CHECKS
     }
@@ -32,7 +32,8 @@ class LeaksChecker(BaseChecker):
         try:
             module = facts.read(node)
         except Exception as error:  # noqa: BLE001 - told below, and the other modules are still checked
-            # Not a message of pylint's: it says nothing of the code, and is no reason to fail.
+            # A defect of ours, for whatever code there is in the world. Of pylint's own way, it would send the user to
+            # pylint's bug tracker. It says nothing of the code: no build fails by it, and the log names the file.
             print(f"plimsoll.lint: {node.file} is not checked: {type(error).__name__}: {error}", file=sys.stderr)
             return
         places = {add.place for add in module.adds} | {one.place for one in module.cached + module.settings}

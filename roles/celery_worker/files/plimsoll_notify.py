@@ -117,6 +117,8 @@ def _guarded(method):
 
 def _original(module, name):
     """A function as it was before gevent or eventlet put theirs in its place."""
+    # Insides of theirs, which may change. With what stands in its place the worker is watched all the same, in a
+    # greenlet and not in a thread.
     with contextlib.suppress(Exception):
         if "gevent.monkey" in sys.modules:
             return sys.modules["gevent.monkey"].get_original(module, name)
