@@ -416,9 +416,10 @@ def test_ctrl_c_ends_it_and_leaves_nothing(store: Path, tmp_path: Path, sql: str
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     ran.wait(10)
                     break
-            assert ran.stderr and (ran.poll(), ran.stderr.read()) == (130, b"")
         finally:
+            # Of one that has ended this does nothing.
             ran.kill()
+        assert ran.stderr and (ran.wait(), ran.stderr.read()) == (130, b"")
     assert list(tmp_path.iterdir()) == []
 
 
